@@ -1,0 +1,67 @@
+"""Redraw the figures and print the table of AUROC from what a run wrote. No model is loaded.
+
+Run as:
+    python -m analysis
+    python -m analysis --results runs/layer_sweep --out runs/layer_sweep
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True)
+class AnalysisConfig:
+    """What to draw, and where to."""
+
+    results: Path = Path("figures")
+    """Folder with scores and risks, as .parquet or .csv."""
+    out: Path = Path("figures")
+    """Folder for the figures: png, pdf, and the csv that is plotted."""
+
+
+def main(config: AnalysisConfig) -> None:
+    """Draw every figure whose table is there; print the table of AUROC.
+
+    Raises:
+        TableError: there is no table, or one is broken.
+    """
+    from rich.console import Console
+
+    from analysis import figures, results, tables
+
+    found = {name: results.find(config.results, name) for name in results.TABLES}
+    tables_read = {
+        name: results.read(path, results.TABLES[name]) for name, path in found.items() if path
+    }
+    if not tables_read:
+        wanted = " or ".join(f"{name}.parquet, {name}.csv" for name in results.TABLES)
+        raise results.TableError(f"{config.results}: holds no table ({wanted}); give --results")
+    console = Console()
+    if not console.is_terminal:  # A file has no width: the table takes what it needs.
+        console.width = 100
+    if "scores" in tables_read:
+        for _, scores in results.slices(tables_read["scores"]):
+            console.print(tables.render(scores))
+    for picture in figures.redraw(tables_read, config.out):
+        console.print(f"{picture} (.pdf, .csv)", highlight=False)
+
+
+def run() -> None:
+    """The command: bad input ends it with a message and code 2, without a traceback."""
+    config = tyro.cli(AnalysisConfig, prog="python -m analysis", description=__doc__)
+    from analysis.results import TableError
+
+    try:
+        main(config)
+    except (TableError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()

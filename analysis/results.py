@@ -1,0 +1,250 @@
+"""The rows that the commands write and read: the only place that knows the tables' columns.
+
+A table is a frozen dataclass, one field a column. It lies on disk twice, side by side: `.parquet`
+for programs and `.csv` for people.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+import pandas as pd
+
+
+class TableError(ValueError):
+    """A table that cannot be read or drawn; the message names the file and the column."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """One AUROC: of one readout of one model, on one evaluation set."""
+
+    model: str
+    """The model as named on the command line: hub id, folder, file, or miniature/FAMILY."""
+    hook_point: str
+    """Where in the block the activation was read, under TransformerLens's names."""
+    position: str
+    """Which token was read, such as last-input-token."""
+    layer: int
+    """Block index from 0; -1 where the readout is not of a single block."""
+    readout: str
+    """layer, pooled-mean, pooled-concat, class-mean, embedding; floors that see the words alone:
+    tfidf-word, tfidf-char, length."""
+    train_set: str
+    """The prompt set that the probe was fitted on."""
+    eval_set: str
+    """The prompt set that it was scored on."""
+    held_out: bool
+    """False for the train set itself, scored on folds that were not trained on."""
+    n_pos: int
+    """Prompts of label 1 (harmful) in the evaluation set."""
+    n_neg: int
+    """Prompts of label 0 (harmless) in the evaluation set."""
+    auroc: float
+    """Area under the ROC curve, 0 to 1; NaN where it is undefined."""
+    auroc_lo: float
+    """Lower end of the 95 % interval."""
+    auroc_hi: float
+    """Upper end of the 95 % interval."""
+    seed: int
+    """Seed of folds, samples and bootstrap."""
+    C: float
+    """Inverse strength of the L2 penalty, as in scikit-learn; NaN where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RiskRow:
+    """The risk that one readout gives to one prompt."""
+
+    model: str
+    """The model as named on the command line."""
+    readout: str
+    """As in `ScoreRow`."""
+    layer: int
+    """Block index from 0; -1 where the readout is not of a single block."""
+    train_set: str
+    """The prompt set that the probe was fitted on."""
+    eval_set: str
+    """The prompt set that the prompt belongs to."""
+    held_out: bool
+    """False for the train set itself, scored on folds that were not trained on."""
+    id: str
+    """The prompt's id, a hash of its text."""
+    label: int
+    """1 = harmful, 0 = harmless."""
+    risk: float
+    """Probability of harm that the probe gives, 0 to 1."""
+
+
+TABLES: dict[str, type] = {"scores": ScoreRow, "risks": RiskRow}
+"""File stem -> row."""
+
+VARIANTS = ("train_set", "hook_point", "position", "seed")
+"""One picture shows one of each: a table with several is drawn several times."""
+
+
+PLAIN = {
+    "str": "text",
+    "int64": "a whole number",
+    "float64": "a number",
+    "bool": "True or False",
+}
+PARSE: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "int64": int,
+    "float64": lambda text: float(text or "nan"),
+    "bool": {"True": True, "False": False}.__getitem__,
+}
+FITS: dict[str, Callable[[pd.Series], bool]] = {
+    "str": pd.api.types.is_string_dtype,
+    "int64": pd.api.types.is_integer_dtype,
+    "float64": pd.api.types.is_float_dtype,
+    "bool": pd.api.types.is_bool_dtype,
+}
+
+
+class Slice(NamedTuple):
+    """The part of a table that one picture shows."""
+
+    suffix: str
+    """What tells it apart in a file name: empty, or such as `-advbench`."""
+    table: pd.DataFrame
+
+
+def write(rows: Sequence[Any], stem: Path) -> None:
+    """Write rows of one dataclass as `stem`.parquet and `stem`.csv; equal rows give equal bytes.
+
+    Raises:
+        TableError: there are no rows, or they are of several kinds.
+    """
+    if len({type(row) for row in rows}) != 1:
+        raise TableError(f"{stem}: needs rows of one kind, and at least one")
+    kinds = _columns(type(rows[0]))
+    columns = {name: [getattr(row, name) for row in rows] for name in kinds}
+    table = pd.DataFrame(columns).astype(dict(kinds))
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    # Both are ready before either is replaced, so that the pair does not come apart on a full disk.
+    replace({stem.with_name(f"{stem.name}.parquet"): buffer.getvalue(),
+             stem.with_name(f"{stem.name}.csv"): csv(table)})  # fmt: skip
+
+
+def csv(table: pd.DataFrame) -> bytes:
+    """The table as CSV: UTF-8, shortest exact floats, NaN as an empty field."""
+    return table.to_csv(index=False, lineterminator="\n").encode()
+
+
+def replace(contents: dict[Path, bytes]) -> None:
+    """Write files so that each is either the old one or the new one, never a part."""
+    staged = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staged[path].write_bytes(content)
+        for path, temporary in staged.items():
+            os.replace(temporary, path)
+    finally:
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
+
+
+def find(folder: Path, name: str) -> Path | None:
+    """The file of a table in a folder, parquet before CSV; None where there is neither."""
+    candidates = (folder / f"{name}.parquet", folder / f"{name}.csv")
+    return next((path for path in candidates if path.exists()), None)
+
+
+def read(path: Path, row: type) -> pd.DataFrame:
+    """Read a table and hold it to its row's columns and types; more columns may stand beside them.
+
+    Args:
+        path: a .parquet or .csv file.
+        row: the dataclass of one row, such as `ScoreRow`.
+
+    Raises:
+        TableError: names the file, the column and, where there is one, the row and its value.
+    """
+    kinds = _columns(row)
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+        else:  # The known columns come as text, so that a set named "NA" or "007" stays itself.
+            table = pd.read_csv(path, dtype=dict.fromkeys(kinds, str), keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise TableError(f"{path}: cannot be read: {error}") from error
+    missing = [name for name in kinds if name not in table.columns]
+    if missing:
+        raise TableError(f"{path}: no column {', '.join(missing)}; a {row.__name__} needs it")
+    if table.empty:
+        raise TableError(f"{path}: holds no rows")
+    from_text = path.suffix != ".parquet"
+    for name, kind in kinds.items():
+        column = _parsed(table[name], kind, path) if from_text else table[name]
+        table[name] = _checked(column, kind, path)
+    return table
+
+
+def slices(table: pd.DataFrame) -> Iterator[Slice]:
+    """Split a table by those of `VARIANTS` that it holds several of, in order of appearance."""
+    several = [name for name in VARIANTS if name in table and table[name].nunique() > 1]
+    if not several:
+        yield Slice("", table)
+        return
+    for values, part in table.groupby(several, sort=False):
+        labels = (
+            value if isinstance(value, str) else f"{name}{value}"
+            for name, value in zip(several, values, strict=True)
+        )
+        yield Slice("".join(f"-{_file_safe(label)}" for label in labels), part)
+
+
+def unique(table: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """The table itself, if no two rows agree in all these columns.
+
+    Raises:
+        TableError: two do, so that a curve would have two values at one place.
+    """
+    names = list(columns)
+    repeated = table[table.duplicated(names)]
+    if not repeated.empty:
+        first = ", ".join(f"{name} {repeated.iloc[0][name]}" for name in names)
+        raise TableError(f"two rows for {first}; draw one train set and one run at a time")
+    return table
+
+
+def _columns(row: type) -> dict[str, str]:
+    """Column -> pandas type, in the order of the fields."""
+    names = {str: "str", int: "int64", float: "float64", bool: "bool"}
+    hints = get_type_hints(row)
+    return {field.name: names[hints[field.name]] for field in fields(row)}
+
+
+def _parsed(column: pd.Series, kind: str, path: Path) -> pd.Series:
+    """Text of a CSV as values of its kind."""
+    values = []
+    for line, text in enumerate(column, start=2):
+        try:
+            values.append(PARSE[kind](text))
+        except (KeyError, ValueError):
+            raise TableError(
+                f"{path}, line {line}: column {column.name} is {text!r}, not {PLAIN[kind]}"
+            ) from None
+    return pd.Series(values, index=column.index, name=column.name)
+
+
+def _checked(column: pd.Series, kind: str, path: Path) -> pd.Series:
+    """The column in its exact type, if it is of that kind and, floats apart, has no holes."""
+    if kind != "float64" and column.isna().any():
+        raise TableError(f"{path}: column {column.name} has an empty field")
+    if not FITS[kind](column):
+        raise TableError(f"{path}: column {column.name} is {column.dtype}, not {PLAIN[kind]}")
+    return column.astype(pd.api.types.pandas_dtype(kind))
+
+
+def _file_safe(label: str) -> str:
+    return "".join(char if char.isalnum() or char in "._" else "-" for char in label).strip("-.")
