@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: tiny random chat models, a byte tokenizer, and the folder of data."""
+"""Fixtures shared by all tests: tiny random chat models, a byte tokenizer, the data folder."""
 
 import os
 
@@ -98,7 +98,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def tiny_folder(tmp_path: Path) -> Callable[..., Path]:
-    """`tiny_folder("llama", seed=1)`: a folder with model and tokenizer, as a user would have it."""
+    """`tiny_folder("llama", seed=1)`: a folder with model and tokenizer, as users have them."""
 
     def save(family: str, *, name: str | None = None, **options: int) -> Path:
         folder = tmp_path / (name or f"{family}-{'-'.join(map(str, options.values()))}")

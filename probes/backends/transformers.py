@@ -1,0 +1,160 @@
+"""The default backend: forward hooks on a transformers model.
+
+The decoder runs without its head and without a key-value cache. Each hook copies the one row that
+is wanted, on the device of its own layer, so that a full sequence lives no longer than its block;
+the run ends after the last block that is asked for.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from probes.blocks import blocks, decoder, input_device, position_ids, reading, taps
+from probes.errors import InputError
+from probes.hooks import ORDER, HookPoint, Site, check_sites
+
+Rows = dict[Site, Float[Tensor, "batch d_model"]]
+
+
+class _Enough(Exception):
+    """All that was asked for has been read; the later blocks need not run."""
+
+
+class TransformersBackend:
+    """Reads a transformers model through PyTorch's own hooks."""
+
+    name = "transformers"
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.decoder = decoder(model)
+        self.blocks = blocks(model)
+        self.n_layers = len(self.blocks)
+        self.d_model: int = self.decoder.config.get_text_config().hidden_size  # type: ignore[operator,union-attr]
+        self._sound: frozenset[HookPoint] | None = None
+
+    def capture(
+        self,
+        ids: Int[Tensor, "batch token"],
+        mask: Int[Tensor, "batch token"],
+        positions: Int[Tensor, "batch"],
+        sites: Sequence[Site],
+    ) -> Float[Tensor, "batch site d_model"]:
+        """See `probes.backends.Backend.capture`."""
+        self.check(sites)
+        rows = self._run(ids, mask, positions, sites)
+        return torch.stack([rows[site].cpu() for site in sites], dim=1)
+
+    def check(self, sites: Sequence[Site]) -> None:
+        """Refuse sites that this model does not have.
+
+        Raises:
+            InputError: Such as `attn_out` of an architecture whose blocks add something else.
+        """
+        check_sites(sites, self.n_layers)
+        asked = {site.point for site in sites}
+        if asked <= {"resid_pre", "resid_post"}:
+            return
+        if self._sound is None:
+            self._sound = self._sound_points()
+        if missing := asked - self._sound:
+            raise InputError(
+                f"{', '.join(sorted(missing))} cannot be found in {type(self.model).__name__}; "
+                f"available: {', '.join(sorted(self._sound))}"
+            )
+
+    def _sound_points(self) -> frozenset[HookPoint]:
+        """The hook points that add up in every block, on a few tokens.
+
+        Names promise little: a block may scale what it adds, or run attention and MLP in parallel.
+        resid_pre + attn_out = resid_mid and resid_mid + mlp_out = resid_post settle it.
+        """
+        outer: frozenset[HookPoint] = frozenset({"resid_pre", "resid_post"})
+        if any(len(taps(block)) < len(ORDER) for block in self.blocks):
+            return outer
+        every = [Site(point, layer) for layer in range(self.n_layers) for point in ORDER]
+        ids = torch.arange(1, 5).unsqueeze(0)
+        rows = self._run(ids, torch.ones_like(ids), torch.tensor([3]), every)
+        for layer in range(self.n_layers):
+            pre, attn, mid, mlp, post = (rows[Site(point, layer)].double().cpu() for point in ORDER)
+            # The sums are rounded to the model's dtype, at worst to 8 bits.
+            for total, parts in ((mid, pre + attn), (post, mid + mlp)):
+                if not torch.allclose(total, parts, rtol=0, atol=1e-2 * float(total.abs().max())):
+                    return outer
+        return frozenset(ORDER)
+
+    def _run(self, ids: Tensor, mask: Tensor, positions: Tensor, sites: Sequence[Site]) -> Rows:
+        device = input_device(self.decoder)
+        mask = mask.to(device)
+        rows: Rows = {}
+        hooked = _reading_rows(self.blocks, sites, positions, rows)
+        with reading(self.decoder), hooked, suppress(_Enough):
+            self.decoder(
+                input_ids=ids.to(device),
+                attention_mask=mask,
+                position_ids=position_ids(mask),
+                use_cache=False,
+            )
+        return rows
+
+
+def open(model: nn.Module) -> TransformersBackend:
+    """Wrap a transformers model. It is left as it is."""
+    return TransformersBackend(model)
+
+
+@contextmanager
+def _reading_rows(
+    blocks: nn.ModuleList, sites: Sequence[Site], positions: Tensor, rows: Rows
+) -> Iterator[None]:
+    """Fill `rows` while the blocks run. The hooks are removed whatever happens."""
+    handles = []
+    try:
+        for site in dict.fromkeys(sites):
+            name, side = taps(blocks[site.layer])[site.point]
+            module = blocks[site.layer].get_submodule(name)
+            if side == "input":
+                hook = _on_input(site, positions, rows)
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(_on_output(site, positions, rows)))
+        last = max(site.layer for site in sites)
+        if last + 1 < len(blocks):
+            handles.append(blocks[last + 1].register_forward_pre_hook(_stop))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _on_input(site: Site, positions: Tensor, rows: Rows) -> Callable[..., None]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rows[site] = gather(args[0] if args else kwargs["hidden_states"], positions)
+
+    return hook
+
+
+def _on_output(site: Site, positions: Tensor, rows: Rows) -> Callable[..., None]:
+    def hook(_module: nn.Module, _args: object, output: Tensor | tuple[Any, ...]) -> None:
+        rows[site] = gather(output if isinstance(output, Tensor) else output[0], positions)
+
+    return hook
+
+
+def _stop(_module: nn.Module, _args: object) -> NoReturn:
+    raise _Enough
+
+
+def gather(
+    hidden: Float[Tensor, "batch token d_model"], positions: Int[Tensor, "batch"]
+) -> Float[Tensor, "batch d_model"]:
+    """Copy one token of each row, on the device where they are.
+
+    Indexing with tensors copies; a slice would be a view that keeps the whole sequence alive.
+    """
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return hidden[rows, positions.to(hidden.device)]

@@ -1,0 +1,130 @@
+"""Activations of the last input token, batch by batch, or for a model held in a notebook.
+
+    >>> from probes.capture import capture
+    >>> capture(model, tokenizer, ["How do I open the vault?"])   # [prompt, layer, d_model]
+
+`model` is a transformers model, a `TransformerBridge` or an nnsight `LanguageModel`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from probes.backends import Backend, open_backend
+from probes.errors import InputError
+from probes.hooks import HookPoint, Site, sites
+from probes.prompts import Message
+from probes.rendering import Rendered, render
+
+
+def capture(
+    model: object,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Sequence[Message]],
+    *,
+    hook_point: HookPoint = "resid_post",
+    layers: Sequence[int] | None = None,
+    max_length: int | None = None,
+    token_budget: int = 4096,
+) -> Float[Tensor, "prompt layer d_model"]:
+    """Activations at the last input token of each prompt.
+
+    Args:
+        model: A transformers model, a `TransformerBridge` or an nnsight `LanguageModel`, as it is.
+        tokenizer: The model's own, with its chat template. It is not changed.
+        prompts: Texts of one user turn, or whole chats.
+        hook_point: Where in each block to read.
+        layers: Blocks to read, from 0; None for all.
+        max_length: Longest rendered prompt (tokens); see `probes.rendering.render`.
+        token_budget: Padded tokens in one forward pass.
+
+    Returns:
+        On the CPU, in the model's dtype; layers in the order given.
+
+    Raises:
+        InputError: There are no prompts, or the model has no such layer or hook point.
+    """
+    backend = open_backend(model)
+    chats = [
+        [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
+    rows = [render(tokenizer, chat, max_length=max_length) for chat in chats]
+    wanted = sites(hook_point, range(backend.n_layers) if layers is None else layers)
+    return capture_rows(backend, rows, wanted, pad_id=pad_id(tokenizer), token_budget=token_budget)
+
+
+def capture_rows(
+    backend: Backend,
+    rows: Sequence[Rendered],
+    sites: Sequence[Site],
+    *,
+    pad_id: int,
+    token_budget: int = 4096,
+    on_batch: Callable[[int], None] | None = None,
+) -> Float[Tensor, "prompt site d_model"]:
+    """Read rendered prompts in batches of like length, padded on the right.
+
+    Args:
+        backend: The model.
+        rows: What it reads.
+        sites: Hook points to keep.
+        pad_id: Fills up short rows; masked, so any id of the vocabulary will do.
+        token_budget: Padded tokens in one forward pass; a longer row runs alone. Halved whenever
+            the accelerator is out of memory.
+        on_batch: Called after each batch with the number of its prompts.
+
+    Returns:
+        In the order of `rows`, on the CPU, in the model's dtype.
+
+    Raises:
+        InputError: There are no rows, or a single one does not fit into memory.
+    """
+    if not rows:
+        raise InputError("there are no prompts to read")
+    # Longest first: what does not fit into memory fails at once, and the time left only falls.
+    waiting = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
+    captured: Tensor | None = None
+    while waiting:
+        batch = waiting[: max(1, token_budget // len(rows[waiting[0]].ids))]
+        try:
+            read = _read([rows[i] for i in batch], backend, sites, pad_id)
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise InputError(
+                    f"a prompt of {len(rows[batch[0]].ids)} tokens does not fit into the "
+                    "accelerator's memory by itself; give a smaller --max-length or --dtype "
+                    "bfloat16, or spread the model with --device-map auto"
+                ) from error
+            token_budget = len(batch) // 2 * len(rows[waiting[0]].ids)
+            continue
+        if captured is None:
+            captured = read.new_empty(len(rows), len(sites), backend.d_model)
+        captured[batch] = read
+        waiting = waiting[len(batch) :]
+        if on_batch is not None:
+            on_batch(len(batch))
+    assert captured is not None
+    return captured
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """An id to fill rows up with; padding is masked, so that a tokenizer may well have none."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(int(token) for token in known if token is not None)
+
+
+def _read(
+    rows: Sequence[Rendered], backend: Backend, sites: Sequence[Site], pad_id: int
+) -> Float[Tensor, "batch site d_model"]:
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = torch.tensor(row.ids)
+        mask[i, : len(row.ids)] = 1
+    positions = torch.tensor([row.position for row in rows])
+    return backend.capture(ids, mask, positions, sites)
