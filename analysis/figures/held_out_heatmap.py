@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
+import seaborn as sns
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from analysis import results, style
 
 TABLE = "scores"
 GROUPS = (("embedding",), ("layer",), ("pooled-mean", "pooled-concat"), style.FLOORS)
 """Readouts from top to bottom, with a gap between groups."""
-GAP = 0.35
-"""Height of the gap, in cells."""
+BETWEEN = "between"
+"""Stands for a readout in the empty row between two groups."""
 
 
 def plotted(table: pd.DataFrame) -> pd.DataFrame:
@@ -35,74 +33,61 @@ def draw(table: pd.DataFrame) -> Figure:
     cells = plotted(table)
     sets = list(style.evaluation_sets(cells))
     names = style.set_labels(cells)
-    models = list(dict.fromkeys(cells["model"]))
-    rows = {model: _rows(cells[cells["model"] == model]) for model in models}
-    depth = max(bottom for placed in rows.values() for bottom in placed.values()) + 1
+    grids = {model: _grid(of_model, sets) for model, of_model in cells.groupby("model", sort=False)}
+    depth = max(len(grid) for grid in grids.values())
     figure, axes = style.panels(
-        [style.clip(model, 26) for model in models],
+        [style.clip(str(model), 26) for model in grids],
         width=max(3.0, 1.0 + 0.4 * len(sets)), height=1.6 + 0.19 * depth, sharex=True,
     )  # fmt: skip
     scale = Normalize(min(0.5, np.floor(cells["auroc"].min() * 10) / 10), 1)
-    colours = mpl.cm.ScalarMappable(scale, "cividis")
-    for ax, model in zip(axes, models, strict=True):
-        _panel(ax, cells[cells["model"] == model], rows[model], sets, colours)
-        ax.set_ylim(depth, 0)
-        ax.set_xlim(-0.02, len(sets))
-        ax.set_xticks(np.arange(len(sets)) + 0.5, [names[name] for name in sets])
+    for ax, grid in zip(axes, grids.values(), strict=True):
+        sns.heatmap(
+            grid, ax=ax, norm=scale, cmap="cividis", cbar=False, linewidths=1.2,
+            annot=grid.map(_two_digits), fmt="", annot_kws={"fontsize": 7.5},
+            xticklabels=[names[name] for name in sets], yticklabels=_row_names(grid),
+        )  # fmt: skip
+        for row, column in np.argwhere(grid.isna().to_numpy()):
+            if grid.index[row][0] != BETWEEN:
+                ax.text(column + 0.5, row + 0.5, "–", ha="center", va="center", fontsize=7.5)
+        ax.set(xlabel="", ylabel="", ylim=(depth, 0))
         ax.tick_params("x", rotation=90, length=0, labelbottom=True)
-        ax.spines[:].set_visible(False)
+        ax.tick_params("y", rotation=0, length=0, labelsize=8)
     bar = figure.colorbar(
-        colours, ax=axes, shrink=min(0.5, 3 / figure.get_figheight()), aspect=25, pad=0.02
-    )
+        axes[0].collections[0],
+        ax=axes, shrink=min(0.5, 3 / figure.get_figheight()), aspect=25, pad=0.02,
+    )  # fmt: skip
     bar.set_label("AUROC")
     bar.outline.set_visible(False)
     return figure
 
 
-def _rows(cells: pd.DataFrame) -> dict[tuple[str, int], float]:
-    """(readout, layer) -> top of its row, in cells from the top of the panel."""
-    tops: dict[tuple[str, int], float] = {}
-    top = 0.0
+def _grid(cells: pd.DataFrame, sets: list[str]) -> pd.DataFrame:
+    """One row a readout and layer, one column a set; an empty row between two groups."""
+    parts: list[pd.DataFrame] = []
     for group in GROUPS:
-        for readout in group:
-            for layer in sorted(set(cells.loc[cells["readout"] == readout, "layer"])):
-                tops[readout, layer] = top
-                top += 1
-        if tops and top == max(tops.values()) + 1:
-            top += GAP
-    return tops
+        wide = cells.pivot(index=["readout", "layer"], columns="eval_set", values="auroc")
+        rows = sorted(
+            (row for row in wide.index if row[0] in group),
+            key=lambda row: (group.index(row[0]), row[1]),
+        )
+        if rows and parts:
+            between = pd.MultiIndex.from_tuples([(BETWEEN, len(parts))], names=wide.index.names)
+            parts.append(pd.DataFrame(np.nan, index=between, columns=sets))
+        if rows:
+            parts.append(wide.loc[rows].reindex(columns=sets))
+    return pd.concat(parts)
 
 
-def _panel(
-    ax: Axes,
-    cells: pd.DataFrame,
-    rows: dict[tuple[str, int], float],
-    sets: list[str],
-    colours: mpl.cm.ScalarMappable,
-) -> None:
-    for cell in cells.to_dict("records"):
-        left, top = sets.index(cell["eval_set"]), rows[cell["readout"], cell["layer"]]
-        known = not np.isnan(cell["auroc"])
-        red, green, blue, _ = colour = colours.to_rgba(cell["auroc"]) if known else (1, 1, 1, 1)
-        ax.add_patch(Rectangle((left, top), 0.96, 0.94, facecolor=colour, lw=0))
-        bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.45
-        ax.text(
-            left + 0.48, top + 0.49, _two_digits(cell["auroc"]), ha="center", va="center",
-            fontsize=7.5, color="black" if bright else "white",
-        )  # fmt: skip
-    top_layer = next((layer for readout, layer in rows if readout == "layer"), None)
-    labels = [
-        ("layer " if layer == top_layer else "") + str(layer)
+def _row_names(grid: pd.DataFrame) -> list[str]:
+    layers = [layer for readout, layer in grid.index if readout == "layer"]
+    return [
+        ("layer " if layer == layers[0] else "") + str(layer)
         if readout == "layer"
-        else style.READOUTS[readout]
-        for readout, layer in rows
+        else style.READOUTS.get(readout, "")
+        for readout, layer in grid.index
     ]
-    ax.set_yticks([top + 0.47 for top in rows.values()], labels)
-    ax.tick_params("y", length=0, labelsize=8)
 
 
 def _two_digits(auroc: float) -> str:
     """.98; 1.0 is said of nothing but a perfect score."""
-    if np.isnan(auroc):
-        return "–"
     return "1.0" if auroc == 1 else f"{min(auroc, 0.99):.2f}".removeprefix("0")

@@ -1,0 +1,200 @@
+"""AUROC of a harmfulness probe at every layer of chat models, and the probe, frozen, to take away.
+
+For each model: the last input token's residual stream is captured once at every layer and kept on
+disk; logistic probes are fitted per layer and pooled over layers on each train set; each is scored
+on folds it was not trained on and on every held-out set, beside what the words alone give.
+
+Run as:
+    python -m probes.layer_sweep
+    python -m probes.layer_sweep --models Qwen/Qwen2.5-3B-Instruct --train xstest --held-out advbench
+    python -m probes.layer_sweep --models ./my-model --train mine.jsonl --held-out theirs.csv
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from probes.errors import InputError
+from probes.hooks import HookPoint
+
+if TYPE_CHECKING:  # What --help does not need is imported late.
+    from rich.console import Console
+
+    from analysis.results import RiskRow, ScoreRow
+    from probes.prompts import PromptSet
+    from probes.scoring import Lexical
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """What to sweep. Saved as config.json beside the results."""
+
+    models: tuple[str, ...] = ("miniature/llama", "miniature/phi3", "miniature/qwen2")
+    """Chat models: hub id, local folder, .gguf file, or miniature/FAMILY (miniature/FAMILY-base is
+    the checkpoint before alignment)."""
+    train: tuple[str, ...] = ()
+    """Prompt sets to fit on, one probe each: a named set, a .csv/.jsonl/.parquet file,
+    hub:org/name[:config][:split], or several joined by '+'. Default: the miniatures' language."""
+    held_out: tuple[str, ...] = ()
+    """Prompt sets to score on and never to fit on. Default: the miniatures' other splits."""
+    out: Path = Path("runs/layer_sweep")
+    """Folder for scores, figures and frozen probes."""
+    cache: Path = Path("runs/cache")
+    """Folder for captured activations; what still fits is reused."""
+    export: str = "best"
+    """Which probe to freeze: best (the single layer of highest in-distribution AUROC), pooled
+    (mean over layers), or a layer's number."""
+    hook_point: HookPoint = "resid_post"
+    """Where in each block to read, under TransformerLens's names."""
+    backend: Literal["transformers", "transformer-lens", "nnsight"] = "transformers"
+    """What runs the model. All give the same activations."""
+    remote: bool = False
+    """Run on NDIF's servers (backend nnsight only; needs an NDIF key)."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit) of the models."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the weights; auto is the checkpoint's own."""
+    device_map: str | None = None
+    """Where the weights go, as in transformers: auto, cuda:0, cpu. Default: a GPU if any."""
+    chat_template: str | None = None
+    """A Jinja file, or 'plain' (User: ... Assistant:), for base models that have none."""
+    max_length: int | None = None
+    """Longest rendered prompt (tokens). A longer one loses its middle, never its generation prompt.
+    Default: the model's context."""
+    token_budget: int = 4096
+    """Padded tokens in one forward pass."""
+    shard_size: int = 1024
+    """Prompts in one file of the cache: what a killed run loses at most."""
+    folds: int = 5
+    """Cross-validation folds, for the in-distribution AUROC and, inside, for C."""
+    C: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    """Inverse strengths of the L2 penalty to choose from, as in scikit-learn."""
+    fpr: float = 0.01
+    """False-positive rate at which the frozen probe's threshold is set."""
+    seed: int = 0
+    """Seed of folds, samples and bootstrap."""
+
+    def check(self) -> None:
+        """Raise InputError for what cannot work, before anything is loaded."""
+        if not self.models:
+            raise InputError("--models names no model; give at least one hub id or folder")
+        if self.export not in ("best", "pooled") and not self.export.isdecimal():
+            raise InputError(
+                f"--export {self.export!r} is none of: best, pooled, or a layer's number such as 12"
+            )
+        if self.remote and self.backend != "nnsight":
+            raise InputError(f"--remote needs --backend nnsight, not {self.backend}")
+        if self.folds < 2:
+            raise InputError(f"--folds {self.folds}: cross-validation needs at least 2")
+        if not self.C or min(self.C) <= 0:
+            raise InputError(f"--C {self.C}: each value must be positive, and one is needed")
+        if not 0 < self.fpr < 1:
+            raise InputError(f"--fpr {self.fpr}: a false-positive rate lies between 0 and 1")
+        for name in ("token_budget", "shard_size"):
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} {getattr(self, name)}: must be at least 1")
+        for path in (self.out, self.cache):
+            blocker = next((p for p in (path, *path.parents) if p.exists()), None)
+            if blocker is not None and not blocker.is_dir():
+                raise InputError(f"{path}: cannot be made, for {blocker} is a file, not a folder")
+        if not self.train and not self.all_miniatures:
+            raise InputError(
+                "--train names no prompt set; give one, such as --train xstest or --train mine.csv "
+                "(only the miniatures have a default)"
+            )
+
+    def to_json(self) -> str:
+        """The arguments, and the releases of the libraries in use."""
+        from probes.manifest import versions_of
+
+        versions = versions_of(
+            "activation-critic", "torch", "transformers", "scikit-learn", "numpy"
+        )
+        return json.dumps({**asdict(self), "versions": versions}, indent=2, default=str) + "\n"
+
+    @property
+    def all_miniatures(self) -> bool:
+        """Whether only the shipped miniatures are swept, which bring their own language."""
+        return all(spec.startswith("miniature/") for spec in self.models)
+
+
+def main(config: SweepConfig) -> None:
+    """Sweep all models; write and draw what comes out.
+
+    Raises:
+        InputError: Something given cannot be used. What was finished is kept, and reused next time.
+    """
+    config.check()
+    trains, held_outs = _prompt_sets(config)
+
+    from rich.console import Console
+
+    from probes.model_sweep import sweep_model
+
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    scores: list[ScoreRow] = []
+    risks: list[RiskRow] = []
+    words: dict[str, list[Lexical]] = {}
+    for number, spec in enumerate(config.models, start=1):
+        console.print(f"[bold]{spec}[/bold] ({number} of {len(config.models)})")
+        found = sweep_model(spec, config, trains, held_outs, words, console)
+        scores += found.scores
+        risks += found.risks
+    _report(scores, risks, config, console)
+
+
+def _prompt_sets(config: SweepConfig) -> tuple[list[PromptSet], list[PromptSet]]:
+    """The train sets and the held-out sets, read and checked."""
+    from probes import prompts
+    from probes.miniature.splits import SPLITS
+
+    language = tuple(f"miniature:{split}" for split in SPLITS)
+    train = config.train or language[:1]
+    held_out = config.held_out or (() if config.train else language[1:])
+    specs = tuple(dict.fromkeys((*train, *held_out)))
+    loaded = {spec: prompts.load(spec, seed=config.seed) for spec in specs}
+    named: dict[str, str] = {}
+    for spec, found in loaded.items():
+        if (other := named.setdefault(found.name, spec)) != spec:
+            raise InputError(
+                f"{other} and {spec} would both be called {found.name} in the results; rename one"
+            )
+        for note in found.notes:
+            sys.stderr.write(f"{note}\n")
+    return [loaded[spec] for spec in train], [loaded[spec] for spec in held_out]
+
+
+def _report(
+    scores: list[ScoreRow], risks: list[RiskRow], config: SweepConfig, console: Console
+) -> None:
+    """Tables and figures of all models together, and the table on the screen."""
+    from analysis import figures, results, tables
+
+    results.replace({config.out / "config.json": config.to_json().encode()})
+    results.write(scores, config.out / "scores")
+    results.write(risks, config.out / "risks")
+    read = {
+        name: results.read(config.out / f"{name}.parquet", row)
+        for name, row in results.TABLES.items()
+    }
+    for _, table in results.slices(read["scores"]):
+        console.print(tables.render(table))
+    pictures = figures.redraw(read, config.out / "figures")
+    console.print(f"scores   {config.out}/scores.csv")
+    console.print(f"figures  {', '.join(str(picture) for picture in pictures)}")
+    console.print(f"probes   {config.out}/MODEL/TRAIN-SET/probe")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    from probes.commands import run
+
+    sys.exit(
+        run(main, tyro.cli(SweepConfig, prog="python -m probes.layer_sweep", description=__doc__))
+    )
