@@ -34,20 +34,14 @@ def main(config: AnalysisConfig) -> None:
 
     from analysis import figures, results, tables
 
-    found = {name: results.find(config.results, name) for name in results.TABLES}
-    tables_read = {
-        name: results.read(path, results.TABLES[name]) for name, path in found.items() if path
-    }
-    if not tables_read:
-        wanted = " or ".join(f"{name}.parquet, {name}.csv" for name in results.TABLES)
-        raise results.TableError(f"{config.results}: holds no table ({wanted}); give --results")
+    read = results.read_all(config.results)
     console = Console()
     if not console.is_terminal:  # A file has no width: the table takes what it needs.
         console.width = 100
-    if "scores" in tables_read:
-        for _, scores in results.slices(tables_read["scores"]):
+    if "scores" in read:
+        for _, scores in results.slices(read["scores"]):
             console.print(tables.render(scores))
-    for picture in figures.redraw(tables_read, config.out):
+    for picture in figures.redraw(read, config.out):
         console.print(f"{picture} (.pdf, .csv)", highlight=False)
 
 

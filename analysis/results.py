@@ -81,7 +81,29 @@ class RiskRow:
     """Probability of harm that the probe gives, 0 to 1."""
 
 
-TABLES: dict[str, type] = {"scores": ScoreRow, "risks": RiskRow}
+@dataclass(frozen=True, slots=True)
+class BenchRow:
+    """One job done in two ways, side by side in one interleaved run."""
+
+    bench: str
+    """What is compared, such as capture."""
+    case: str
+    """The sizes."""
+    baseline: str
+    """What one would use instead."""
+    time_ratio: float
+    """Time of ours over the baseline's, median over rounds."""
+    time_ratio_lo: float
+    """Lower quartile over rounds."""
+    time_ratio_hi: float
+    """Upper quartile over rounds."""
+    memory_ratio: float
+    """Peak memory of ours over the baseline's; NaN where it was not measured."""
+    parity: float
+    """Largest absolute difference between the two results."""
+
+
+TABLES: dict[str, type] = {"scores": ScoreRow, "risks": RiskRow, "bench": BenchRow}
 """File stem -> row."""
 
 VARIANTS = ("train_set", "hook_point", "position", "seed")
@@ -187,6 +209,20 @@ def read(path: Path, row: type) -> pd.DataFrame:
         column = _parsed(table[name], kind, path) if from_text else table[name]
         table[name] = _checked(column, kind, path)
     return table
+
+
+def read_all(folder: Path) -> dict[str, pd.DataFrame]:
+    """Every table that lies in a folder, by name.
+
+    Raises:
+        TableError: there is none, or one is broken.
+    """
+    found = {name: find(folder, name) for name in TABLES}
+    tables = {name: read(path, TABLES[name]) for name, path in found.items() if path}
+    if not tables:
+        wanted = ", ".join(f"{name}.parquet or {name}.csv" for name in TABLES)
+        raise TableError(f"{folder}: holds no table ({wanted}); give --results")
+    return tables
 
 
 def slices(table: pd.DataFrame) -> Iterator[Slice]:

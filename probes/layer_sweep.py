@@ -6,7 +6,7 @@ on folds it was not trained on and on every held-out set, beside what the words 
 
 Run as:
     python -m probes.layer_sweep
-    python -m probes.layer_sweep --models Qwen/Qwen2.5-3B-Instruct --train xstest --held-out advbench
+    python -m probes.layer_sweep --models Qwen/Qwen2.5-3B-Instruct --train xstest
     python -m probes.layer_sweep --models ./my-model --train mine.jsonl --held-out theirs.csv
 """
 
@@ -178,10 +178,7 @@ def _report(
     results.replace({config.out / "config.json": config.to_json().encode()})
     results.write(scores, config.out / "scores")
     results.write(risks, config.out / "risks")
-    read = {
-        name: results.read(config.out / f"{name}.parquet", row)
-        for name, row in results.TABLES.items()
-    }
+    read = results.read_all(config.out)
     for _, table in results.slices(read["scores"]):
         console.print(tables.render(table))
     pictures = figures.redraw(read, config.out / "figures")

@@ -61,7 +61,7 @@ def test_bad_input_is_a_message_and_code_2(folder, tmp_path):
     (tmp_path / "file").write_text("")
     cases = {
         "no column auroc_lo": ("--results", folder),
-        "holds no table (scores.parquet, scores.csv": ("--results", tmp_path / "absent"),
+        "holds no table (scores.parquet or scores.csv": ("--results", tmp_path / "absent"),
         "--rezults": ("--rezults", "x"),
     }
     for message, arguments in cases.items():

@@ -1,0 +1,45 @@
+"""Time two ways of doing one thing, turn by turn, so that a noisy machine disturbs both alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Case(NamedTuple):
+    """One comparison. `ours` and `theirs` each do the whole job and return what is compared."""
+
+    bench: str
+    case: str
+    baseline: str
+    ours: Callable[[], np.ndarray]
+    theirs: Callable[[], np.ndarray]
+
+
+class Ratio(NamedTuple):
+    """Time of ours over the baseline's: median over rounds, with the quartiles of the rounds."""
+
+    median: float
+    lo: float
+    hi: float
+    parity: float
+    """Largest absolute difference between the two results."""
+
+
+def measure(case: Case, *, rounds: int) -> Ratio:
+    """Check parity once (which warms both up), then time `rounds` interleaved rounds."""
+    parity = float(np.abs(case.ours() - case.theirs()).max())
+    ratios = []
+    for turn in range(rounds):
+        pair = [("ours", case.ours), ("theirs", case.theirs)]
+        seconds = {}
+        for name, job in pair if turn % 2 == 0 else reversed(pair):
+            start = time.perf_counter()
+            job()
+            seconds[name] = time.perf_counter() - start
+        ratios.append(seconds["ours"] / seconds["theirs"])
+    lo, median, hi = np.quantile(ratios, [0.25, 0.5, 0.75])
+    return Ratio(float(median), float(lo), float(hi), parity)
