@@ -134,7 +134,11 @@ def main(config: SweepConfig) -> None:
 
     from rich.console import Console
 
+    from probes.folds import Folds
     from probes.model_sweep import sweep_model
+
+    for train in trains:  # refuses too few groups, before a model is loaded
+        Folds.of(train.labels, train.groups, folds=config.folds, seed=config.seed)
 
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     scores: list[ScoreRow] = []

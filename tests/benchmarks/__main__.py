@@ -4,12 +4,6 @@ Run as:
     python -m tests.benchmarks
 """
 
-import os
-
-# One thread a side, said before any library starts its pool.
-for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[name] = "1"
-
 from pathlib import Path
 
 from rich.console import Console

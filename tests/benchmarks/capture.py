@@ -41,14 +41,17 @@ def cases() -> Iterator[Case]:
         for start in range(0, N_PROMPTS, BATCH):
             chosen = order[start : start + BATCH]
             width = max(lengths[i] for i in chosen)
-            ids = torch.zeros(len(chosen), width, dtype=torch.long)
-            mask = torch.zeros_like(ids)
+            padded_ids = torch.zeros(len(chosen), width, dtype=torch.long)
+            mask = torch.zeros_like(padded_ids)
             for row, i in enumerate(chosen):
-                ids[row, : lengths[i]] = torch.tensor(rows[i].ids)
+                padded_ids[row, : lengths[i]] = torch.tensor(ids[i])
                 mask[row, : lengths[i]] = 1
             with torch.inference_mode():
                 states = network(
-                    input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
+                    input_ids=padded_ids,
+                    attention_mask=mask,
+                    output_hidden_states=True,
+                    use_cache=False,
                 ).hidden_states[1:-1]
             for row, i in enumerate(chosen):
                 out[i] = torch.stack([state[row, lengths[i] - 1] for state in states]).numpy()
