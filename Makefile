@@ -30,9 +30,10 @@ check: .venv/.dev
 
 figures: .venv/.base
 	$(BIN)/python -m analysis --results figures --out figures
+	$(BIN)/python -m analysis --results figures/realistic --out figures/realistic
 
 bench: .venv/.dev
-	$(BIN)/python -m tests.benchmarks
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks
 
 real: .venv/.real
 	$(BIN)/python -m probes.realistic

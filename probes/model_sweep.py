@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pandas as pd
 from rich.console import Console
@@ -101,7 +101,7 @@ def _capture(
         )
     weights = models.weights_fingerprint(chat.model)
     for prompts in {one.name: one for one in sets}.values():
-        described = {
+        described: dict[str, Any] = {
             "backend": backend,
             "hook_point": config.hook_point,
             "max_length": config.max_length or models.context_length(chat.model),
@@ -214,9 +214,8 @@ def _is_done(folder: Path, made_from: str) -> bool:
 
 
 def _read(folder: Path) -> Found:
-    scores = results.read(folder / "scores.parquet", ScoreRow)
-    risks = results.read(folder / "risks.parquet", RiskRow)
-    return Found(
-        [ScoreRow(**row) for row in scores.to_dict("records")],
-        [RiskRow(**row) for row in risks.to_dict("records")],
+    tables = results.read_all(folder)
+    scores, risks = (
+        cast(list[dict[str, Any]], tables[name].to_dict("records")) for name in ("scores", "risks")
     )
+    return Found([ScoreRow(**row) for row in scores], [RiskRow(**row) for row in risks])

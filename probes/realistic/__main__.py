@@ -45,4 +45,5 @@ if __name__ == "__main__":
 
     from probes.commands import run
 
-    sys.exit(run(main, tyro.cli(RealisticConfig, prog="python -m probes.realistic", description=__doc__)))
+    config = tyro.cli(RealisticConfig, prog="python -m probes.realistic", description=__doc__)
+    sys.exit(run(main, config))
