@@ -19,7 +19,8 @@ from probes.solver import Design
 Pooling = Literal["mean", "concat"]
 
 MEMORY = 2**28
-"""Bytes of features that a fit may hold; it streams what is larger from its source."""
+"""Bytes that a fit may hold of one thing (activations, features, a square matrix), and it holds a
+few; what is larger is streamed from its source."""
 
 
 @runtime_checkable
@@ -76,8 +77,10 @@ class Stacked:
     def blocks(
         self, layers: Sequence[int]
     ) -> Iterator[tuple[slice, Float[Tensor, "prompt layer d_model"]]]:
-        """Everything in one block."""
-        yield slice(0, self.n_prompts), self.activations[:, list(layers)]
+        """In blocks of 1024 prompts, so that a fit's float64 copies stay small."""
+        for start in range(0, self.n_prompts, 1024):
+            rows = slice(start, min(start + 1024, self.n_prompts))
+            yield rows, self.activations[rows][:, list(layers)]
 
 
 class Scaler(NamedTuple):

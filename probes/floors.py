@@ -1,7 +1,8 @@
 """What the words alone give: the floors that a probe must clear to have shown anything.
 
-TF-IDF of words or characters, and length, each under a logistic regression with C chosen as the
-probe's: on the same folds, inside the training split. Vectorisers see the training rows only.
+TF-IDF of words (1-2) or characters (2-5), and length, each under a logistic regression with C
+chosen as the probe's: on the same folds, inside the training split. Vectorisers see the training
+rows only.
 """
 
 from collections.abc import Sequence
@@ -56,7 +57,10 @@ def lengths(texts: Sequence[str]) -> Float[ndarray, "prompt 2"]:
 
 def _vectoriser(floor: Floor) -> Pipeline:
     if floor == "tfidf-word":
-        return make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True))
+        # Punctuation too: a question mark is a word as good as any.
+        return make_pipeline(
+            TfidfVectorizer(token_pattern=r"\w+|[^\w\s]+", ngram_range=(1, 2), sublinear_tf=True)
+        )
     if floor == "tfidf-char":
         return make_pipeline(
             TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)

@@ -99,10 +99,16 @@ def last_token_text(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> s
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 (hex) of the chat template as it is used and of the special tokens it may write.
 
+    The padding token counts only where the template names it: people set it as they like.
+
     Raises:
         InputError: There is no template.
     """
-    written = json.dumps([_template(tokenizer), tokenizer.special_tokens_map], sort_keys=True)
+    template = _template(tokenizer)
+    special = dict(tokenizer.special_tokens_map)
+    if "pad_token" not in template:
+        special.pop("pad_token", None)
+    written = json.dumps([template, special], sort_keys=True)
     return hashlib.sha256(written.encode()).hexdigest()
 
 

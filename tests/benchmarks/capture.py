@@ -27,9 +27,8 @@ def cases() -> Iterator[Case]:
         )
     ).eval()  # fmt: skip
     lengths = torch.randint(40, 141, (N_PROMPTS,)).tolist()
-    rows = [
-        Rendered(tuple(torch.randint(VOCABULARY, (n,)).tolist()), n - 1, False) for n in lengths
-    ]
+    texts = [tuple(torch.randint(VOCABULARY, (n,)).tolist()) for n in lengths]
+    rows = [Rendered(text, len(text) - 1, False) for text in texts]
 
     def ours() -> np.ndarray:
         read = sites("resid_post", range(N_LAYERS - 1))
@@ -44,7 +43,7 @@ def cases() -> Iterator[Case]:
             padded_ids = torch.zeros(len(chosen), width, dtype=torch.long)
             mask = torch.zeros_like(padded_ids)
             for row, i in enumerate(chosen):
-                padded_ids[row, : lengths[i]] = torch.tensor(ids[i])
+                padded_ids[row, : lengths[i]] = torch.tensor(texts[i])
                 mask[row, : lengths[i]] = 1
             with torch.inference_mode():
                 states = network(

@@ -25,10 +25,12 @@ def cases() -> Iterator[Case]:
 
 def _case(width: int) -> Case:
     rng = np.random.default_rng(0)
-    # A spectrum that falls off, as activations' does.
-    X = rng.standard_normal((N, width)) * np.arange(1, width + 1) ** -0.4
-    y = (X @ rng.standard_normal(width) + 2 * rng.standard_normal(N) > 0).astype(np.int64)
+    # Correlated features with a power-law spectrum, as activations have.
+    X = rng.standard_normal((N, width)) * np.arange(1, width + 1) ** -0.7
+    X = X @ rng.standard_normal((width, width))
     X = (X - X.mean(0)) / X.std(0)
+    signal = X @ rng.standard_normal(width)
+    y = (signal / signal.std() + rng.standard_normal(N) > 0).astype(np.int64)
     fold = rng.permutation(N) % FOLDS
     column = np.repeat(np.arange(FOLDS), len(CS))
     acts = Stacked(torch.from_numpy(X)[:, None])

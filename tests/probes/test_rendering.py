@@ -264,3 +264,10 @@ def test_the_template_hash_tells_templates_and_special_tokens_apart() -> None:
     other = make_tokenizer()
     other.bos_token = "</s>"
     assert template_hash(other) != reference
+
+
+def test_the_padding_token_is_the_users_unless_the_template_writes_it() -> None:
+    for template, differs in ((CHAT_TEMPLATE, False), (CHAT_TEMPLATE + "{{ pad_token }}", True)):
+        tokenizer, padded = make_tokenizer(template), make_tokenizer(template)
+        padded.pad_token = "</s>" if tokenizer.pad_token != "</s>" else "<s>"
+        assert (template_hash(tokenizer) != template_hash(padded)) is differs

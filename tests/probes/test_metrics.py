@@ -1,0 +1,199 @@
+"""Metrics: exact on ties, undefined where undefined, and intervals that cover."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from probes.metrics import (
+    auroc,
+    auroc_interval,
+    brier,
+    ece,
+    operating_point,
+    threshold_at_fpr,
+    tpr_at_fpr,
+    weighted_auroc,
+)
+
+labels_and_scores = st.integers(2, 40).flatmap(
+    lambda n: st.tuples(
+        arrays.arrays(np.int64, n, elements=st.integers(0, 1)).filter(lambda y: 0 < y.sum() < n),
+        # Few values, so that ties are common.
+        arrays.arrays(np.float64, n, elements=st.integers(-4, 4).map(float)),
+    )
+)
+
+
+def by_pairs(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The definition, pair by pair."""
+    gaps = scores[labels == 1][:, None] - scores[labels == 0][None, :]
+    return float(np.mean((gaps > 0) + 0.5 * (gaps == 0)))
+
+
+@given(labels_and_scores)
+def test_auroc_is_its_definition(case):
+    labels, scores = case
+    assert auroc(labels, scores) == pytest.approx(by_pairs(labels, scores), abs=1e-12)
+
+
+@given(labels_and_scores)
+def test_auroc_sees_the_order_only(case):
+    labels, scores = case
+    value = auroc(labels, scores)
+    assert auroc(labels, np.exp(scores)) == value
+    assert auroc(labels, scores * 1e-30) == value
+    assert auroc(labels, -scores) == pytest.approx(1 - value)
+    assert auroc(1 - labels, scores) == pytest.approx(1 - value)
+
+
+def test_all_equal_is_half():
+    assert auroc(np.array([0, 1, 1]), np.zeros(3)) == 0.5
+
+
+@settings(max_examples=50)
+@given(labels_and_scores, st.integers(0, 1000))
+def test_weighted_auroc_is_sklearns(case, seed):
+    labels, scores = case
+    weights = np.random.default_rng(seed).integers(1, 4, (3, len(labels))).astype(float)
+    wanted = [roc_auc_score(labels, scores, sample_weight=w) for w in weights]
+    np.testing.assert_allclose(weighted_auroc(labels, scores, weights), wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "why"),
+    [
+        ([1, 1, 1], [0.1, 0.2, 0.3], "3 rows of 1 class"),
+        ([], [], "0 rows of 0 classes"),
+        ([0, 1, 1], [0.1, np.nan, 0.3], "1 NaN among the scores"),
+    ],
+)
+def test_undefined_is_nan_with_a_warning(labels, scores, why):
+    y, s = np.array(labels, dtype=np.int64), np.array(scores, dtype=np.float64)
+    with pytest.warns(RuntimeWarning, match=f"AUROC is undefined: {why}"):
+        assert np.isnan(auroc(y, s))
+    with pytest.warns(RuntimeWarning, match=why):
+        assert np.isnan(auroc_interval(y, s, np.arange(len(y)))).all()
+    with pytest.warns(RuntimeWarning, match=why):
+        assert np.isnan(tpr_at_fpr(y, s, 0.5).tpr).all()
+
+
+def test_a_fold_of_one_class_is_undefined():
+    with pytest.warns(RuntimeWarning, match="AUROC of fold 1 is undefined"):
+        interval = auroc_interval(
+            np.array([0, 1, 1, 1]), np.arange(4.0), np.arange(4), fold=np.array([0, 0, 1, 1])
+        )
+    assert np.isnan(interval).all()
+
+
+def test_folds_are_scored_apart():
+    """Each fold in order within itself, but shifted: pooled, the shift would count as an error."""
+    labels, fold = np.tile([0, 1], 20), np.repeat([0, 1], 20)
+    scores = labels + 10.0 * fold * np.where(fold, -1, 1)
+    assert auroc_interval(labels, scores, np.arange(40), fold=fold).estimate == 1.0
+    assert auroc(labels, scores) < 0.8
+
+
+def test_perfect_is_not_certain():
+    """At 1 the interval is that of k pairs all in order: the rule of three, two-sided."""
+    labels = np.repeat([0, 1], 30)
+    interval = auroc_interval(labels, labels.astype(float), np.arange(60))
+    assert interval.estimate == interval.hi == 1
+    assert interval.lo == pytest.approx(0.025 ** (1 / 30))
+    # Fewer groups, less room for certainty; and never more certain when less perfect.
+    assert auroc_interval(labels, labels.astype(float), np.arange(60) // 3).lo < interval.lo
+    worse = labels.astype(float)
+    worse[0] = 2
+    assert auroc_interval(labels, worse, np.arange(60)).lo <= interval.lo
+
+
+def simulated(rng: np.random.Generator, groups: int, size: int, shared: float, shift: float):
+    """Binormal scores whose rows share a part within their group."""
+    labels = np.repeat(np.arange(groups) % 2, size)
+    common = np.repeat(rng.normal(size=groups), size)
+    own = rng.normal(size=groups * size)
+    scores = shift * labels + shared**0.5 * common + (1 - shared) ** 0.5 * own
+    return labels, scores, np.repeat(np.arange(groups), size)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0, 2.5])
+def test_intervals_cover(shift):
+    rng, truth = np.random.default_rng(0), norm.cdf(shift / 2**0.5)
+    hits = {"rows": 0, "groups": 0, "groups as rows": 0}
+    for _ in range(200):
+        y, s, g = simulated(rng, 60, 1, 0.0, shift)
+        hits["rows"] += _covers(y, s, g, truth)
+        y, s, g = simulated(rng, 40, 4, 0.8, shift)
+        hits["groups"] += _covers(y, s, g, truth)
+        hits["groups as rows"] += _covers(y, s, np.arange(len(y)), truth)
+    assert hits["rows"] >= 180
+    assert hits["groups"] >= 180
+    assert hits["groups as rows"] < 170, "the control: without groups, too narrow"
+
+
+def _covers(y, s, g, truth) -> bool:
+    interval = auroc_interval(y, s, g)
+    return interval.lo <= truth <= interval.hi
+
+
+def test_intervals_are_not_wider_than_need_be():
+    rng = np.random.default_rng(1)
+    y, s, g = simulated(rng, 400, 1, 0.0, 1.0)
+    interval = auroc_interval(y, s, g)
+    area = interval.estimate
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    hanley = np.sqrt(
+        (area * (1 - area) + 199 * (q1 - area**2) + 199 * (q2 - area**2)) / (200 * 200)
+    )
+    assert interval.hi - interval.lo == pytest.approx(2 * 1.96 * hanley, rel=0.2)
+
+
+@given(
+    arrays.arrays(np.float64, st.integers(1, 60), elements=st.integers(0, 9).map(float)),
+    st.floats(0.01, 0.5),
+)
+def test_the_threshold_keeps_its_rate_and_is_the_lowest(negatives, fpr):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        threshold = threshold_at_fpr(negatives, fpr)
+    if np.isnan(threshold):
+        assert len(negatives) * fpr < 1
+        return
+    assert np.mean(negatives > threshold) <= fpr + 1e-9
+    lower = negatives[negatives < threshold]
+    if len(lower):
+        assert np.mean(negatives > lower.max()) > fpr
+
+
+def test_too_few_negatives_are_said():
+    labels, scores = np.array([0] * 99 + [1] * 50), np.arange(149.0)
+    with pytest.warns(RuntimeWarning, match="from 99 harmless scores: it takes 100"):
+        point = tpr_at_fpr(labels, scores, 0.01)
+    assert np.isnan(point.threshold)
+    assert np.isnan(point.tpr.estimate)
+    assert tpr_at_fpr(np.append(labels, 0), np.append(scores, -1.0), 0.01).tpr.estimate == 1.0
+
+
+def test_rates_at_a_threshold():
+    labels, scores = np.array([0] * 10 + [1] * 10), np.r_[np.arange(10), np.arange(5, 15)] * 1.0
+    point = operating_point(labels, scores, 8.0)
+    assert point.fpr.estimate == 0.1
+    assert point.tpr.estimate == 0.6
+    # Clopper-Pearson, 1 of 10 (Clopper & Pearson 1934).
+    assert point.fpr.lo == pytest.approx(0.002529, abs=1e-5)
+    assert point.fpr.hi == pytest.approx(0.445016, abs=1e-5)
+
+
+def test_calibration():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(size=20_000)
+    labels = (rng.uniform(size=len(p)) < p).astype(np.int64)
+    assert ece(labels, p) < 0.02
+    assert ece(labels, p / 2) == pytest.approx(0.25, abs=0.02)
+    assert brier(labels, p) == pytest.approx(1 / 6, abs=0.01)
+    assert brier(np.array([1, 1]), np.array([0.5, 1.0])) == 0.125
