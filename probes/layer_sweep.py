@@ -186,9 +186,8 @@ def _report(
     for _, table in results.slices(read["scores"]):
         console.print(tables.render(table))
     pictures = figures.redraw(read, config.out / "figures")
-    console.print(f"scores   {config.out}/scores.csv")
-    console.print(f"figures  {', '.join(str(picture) for picture in pictures)}")
-    console.print(f"probes   {config.out}/MODEL/TRAIN-SET/probe")
+    for path in (config.out / "scores.csv", config.out / "risks.csv", *pictures):
+        console.print(str(path), markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

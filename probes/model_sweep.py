@@ -82,7 +82,9 @@ def sweep_model(
     found = Found([], [])
     for train in trains:
         unseen = [captured[other.name] for other in held_outs if other.name != train.name]
-        one = _on_train_set(spec, captured[train.name], unseen, config, words)
+        folder = config.out / slug(spec) / slug(train.name)
+        one = _on_train_set(spec, captured[train.name], unseen, config, words, folder)
+        console.print(f"  frozen probe: {escape(str(folder / 'probe'))}", soft_wrap=True)
         found.scores.extend(one.scores)
         found.risks.extend(one.risks)
     return found
@@ -137,11 +139,11 @@ def _on_train_set(
     held_out: Sequence[Captured],
     config: SweepConfig,
     words: dict[str, list[Lexical]],
+    folder: Path,
 ) -> Found:
     """Fit, score and export on one train set, unless that was done before from the same things."""
     caches = [cast(ActivationCache, one.acts) for one in (train, *held_out)]
     manifest = caches[0].manifest
-    folder = config.out / slug(manifest.model) / slug(manifest.prompt_set)
     made_from = _made_from(caches, config)
     if _is_done(folder, made_from):
         return _read(folder)
