@@ -31,7 +31,7 @@ def main(config: RealisticConfig) -> None:
 
     layer_sweep.main(
         layer_sweep.SweepConfig(
-            models=(str(realistic.base_weights(config.out)),),
+            models=(str(realistic.base_weights(config.out / "weights")),),
             train=SETS,
             held_out=SETS,
             out=config.out,

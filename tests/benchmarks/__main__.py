@@ -14,7 +14,7 @@ from analysis import results
 from tests.benchmarks import capture, fit
 from tests.benchmarks.interleave import measure
 
-ROUNDS = 7
+ROUNDS = 5
 
 
 def main() -> None:
