@@ -86,7 +86,7 @@ def auroc_interval(
             return UNDEFINED
         _, group = np.unique(groups[rows], return_inverse=True)
         estimate += auroc(y, s) / len(parts)
-        draws += weighted_auroc(y, s, _resampled(y, group, rng)) / len(parts)
+        draws += _drawn_aurocs(y, s, group, _resampled(y, group, rng)) / len(parts)
         pairs += min(len(np.unique(group[y == 0])), len(np.unique(group[y == 1])))
     lo = hi = estimate
     if 0 < estimate < 1:
@@ -108,6 +108,14 @@ def weighted_auroc(
     negative = np.add.reduceat((weights * (1 - labels))[:, order], starts, axis=1)
     below = negative.cumsum(1) - negative / 2
     return (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
+
+
+def _drawn_aurocs(
+    labels: ndarray, scores: ndarray, group: ndarray, times: Float[ndarray, "draw group"]
+) -> Float[ndarray, "draw"]:
+    """AUROC of each draw; some draws at a time, for each takes a number a row."""
+    parts = np.array_split(times, 50)
+    return np.concatenate([weighted_auroc(labels, scores, part[:, group]) for part in parts])
 
 
 def threshold_at_fpr(negatives: Float[ndarray, "prompt"], fpr: float) -> float:
@@ -181,8 +189,8 @@ def _defined(labels: ndarray, scores: ndarray, what: str, classes: int = 2) -> b
 
 def _resampled(
     labels: ndarray, group: ndarray, rng: np.random.Generator
-) -> Float[ndarray, "draw prompt"]:
-    """How often each row counts in each draw of groups."""
+) -> Float[ndarray, "draw group"]:
+    """How often each group counts in each draw."""
     n = group.max() + 1
     harmful = np.bincount(group, labels, n) > 0
     harmless = np.bincount(group, 1 - labels, n) > 0
@@ -193,7 +201,7 @@ def _resampled(
             size = max(len(of_kind) - 1, 1)
             picks = rng.multinomial(size, np.full(len(of_kind), 1 / len(of_kind)), DRAWS)
             times[:, of_kind] = picks * (len(of_kind) / size)
-    return times[:, group]
+    return times
 
 
 def _share(flagged: ndarray) -> Interval:
