@@ -14,10 +14,11 @@ from types import ModuleType
 from typing import NamedTuple
 
 import probes.prompts
+from probes import cells, files, hub
 from probes.errors import InputError
-from probes.prompts import _check, _files, _hub
+from probes.files import Row
+from probes.prompts import _check
 from probes.prompts._check import Placed
-from probes.prompts._files import Row
 from probes.prompts._spec import Term, parse
 from probes.prompts.rows import Prompt, PromptSet
 
@@ -113,8 +114,8 @@ def _read(term: Term, seed: int) -> Loaded:
     path = Path(term.source)
     if path.suffix or os.path.exists(path) or len(path.parts) > 1:
         return _read_file(path, term)
-    files = [path.name for path in Path().iterdir() if path.suffix in _files.SUFFIXES]
-    near = difflib.get_close_matches(name, [*names(), *files])
+    present = [path.name for path in Path().iterdir() if path.suffix in files.SUFFIXES]
+    near = difflib.get_close_matches(name, [*names(), *present])
     raise InputError(
         f"prompts '{term.source}': neither a set nor a file of that name."
         + (f" Did you mean {' or '.join(near)}?" if near else "")
@@ -123,7 +124,7 @@ def _read(term: Term, seed: int) -> Loaded:
 
 
 def _read_file(path: Path, term: Term) -> Loaded:
-    rows = _files.read(path)
+    rows = files.read(path)
     placed = [
         Placed(_mapped(row, term, path.stem), f"{row.file}, {row.number}", published=False)
         for row in rows
@@ -135,10 +136,10 @@ def _read_hub(term: Term) -> Loaded:
     path, *pieces = term.source.removeprefix("hub:").split(":")
     if not path or len(pieces) > 2:
         raise InputError(f"{term.source}: write hub:org/name, hub:org/name:split or with :config.")
-    config, split = _hub.resolve(path, pieces)
+    config, split = hub.resolve(path, pieces)
     placed = [
         Placed(_mapped(row, term, path), f"{row.file}, {row.number}", published=True)
-        for row in _hub.read(path, config, split)
+        for row in hub.read(path, config, split)
     ]
     return _loaded(":".join([path, *pieces]), placed, [f"hub:{path}"])
 
@@ -148,12 +149,12 @@ def _read_named(
 ) -> Loaded:
     chosen = module.SET.pick(name, split)
     first = next(iter(module.SET.splits))
-    placed, files = [], Counter[str]()
+    placed, counts = [], Counter[str]()
     for row, part in module.SET.rows(name, chosen, copy):
         prompt = module.SET.to_prompt(row, part, source=name, group=term.columns.get("group"))
         placed.append(Placed(prompt, f"{row.file}, {row.number}", published=True))
-        files[row.file] += 1
-    return _loaded(name if chosen == first else f"{name}:{chosen}", placed, files)._replace(
+        counts[row.file] += 1
+    return _loaded(name if chosen == first else f"{name}:{chosen}", placed, counts)._replace(
         licence=module.SET.licence,
         citation=module.SET.citation,
         paired_with=module.SET.paired_with,
@@ -183,21 +184,21 @@ def _mapped(row: Row, term: Term, source: str) -> Prompt:
             f"read: '{term.source}?prompt=prompt' or '{term.source}?messages=messages'."
         )
     content = (
-        _check.text(row[text], row.at(text))
+        cells.text(row[text], row.at(text))
         if text and "messages" not in columns
-        else _check.messages(row[chat or "messages"], row.at(chat or "messages"))
+        else cells.messages(row[chat or "messages"], row.at(chat or "messages"))
     )
     label = term.constant_label
     if label is None:
         field = columns.get("label", "label")
-        label = _check.label(row[field], row.at(field))
+        label = cells.label(row[field], row.at(field))
     group = columns.get("group") or ("group" if "group" in row else None)
     origin = columns.get("source") or ("source" if row.cells.get("source") else None)
     return Prompt.of(
         content,
         label=label,
-        source=_check.text(row[origin], row.at(origin)) if origin else source,
-        group=_check.group(row, group) if group else None,
+        source=cells.text(row[origin], row.at(origin)) if origin else source,
+        group=cells.group(row, group) if group else None,
     )
 
 

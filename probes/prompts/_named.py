@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from probes import cells, files, hub
 from probes.errors import InputError
-from probes.prompts import _check, _files, _hub
-from probes.prompts._files import Row
+from probes.files import Row
 from probes.prompts.rows import Prompt
 
 DATA = "ACTIVATION_CRITIC_DATA"
@@ -77,7 +77,7 @@ class NamedSet:
         paths = _copies(name, wanted, copy) if copy else _local(wanted)
         if paths:
             for part, path in zip(wanted.files, paths, strict=True):
-                for row in _files.read(path, columns=self.columns):
+                for row in files.read(path, columns=self.columns):
                     yield row, part
             return
         if not wanted.hub:
@@ -87,7 +87,7 @@ class NamedSet:
             )
         for part in wanted.hub:
             config, _, hub_split = part.at.rpartition(":")
-            for row in _hub.read(self.hub, config, hub_split, **self.options):
+            for row in hub.read(self.hub, config, hub_split, **self.options):
                 yield row, part
 
     def to_prompt(self, row: Row, part: Part, *, source: str, group: str | None) -> Prompt:
@@ -98,7 +98,7 @@ class NamedSet:
             assert self.label is not None, f"{source} has a label neither for parts nor for rows"
             label = self.label if isinstance(self.label, int) else self.label(row)
         if group is not None:
-            of = _check.group(row, group)
+            of = cells.group(row, group)
         else:
             of = self.group(row) if self.group else None
         return Prompt.of(self.prompt(row), label=label, source=source, group=of)
@@ -109,7 +109,7 @@ def text_of(*fields: str) -> Callable[[Row], str]:
 
     def rule(row: Row) -> str:
         name = next((name for name in fields if name in row), fields[0])
-        return _check.text(row[name], row.at(name))
+        return cells.text(row[name], row.at(name))
 
     return rule
 

@@ -4,7 +4,7 @@ Row i of one file is the twin of row i of the other; the two are one group.
 Label rule: by file.
 """
 
-from probes.prompts._files import Row
+from probes.files import Row
 from probes.prompts._named import NamedSet, Part, Split, text_of
 
 

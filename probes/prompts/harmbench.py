@@ -5,8 +5,8 @@ joins them. Rows are grouped by their semantic category, for several ask the sam
 Label rule: every row is harmful (those about copyright too).
 """
 
-from probes.prompts import _check
-from probes.prompts._files import Row
+from probes import cells
+from probes.files import Row
 from probes.prompts._named import NamedSet, Part, Split, text_of
 
 _behaviour = text_of("Behavior", "prompt")
@@ -19,7 +19,7 @@ def _prompt(row: Row) -> str:
 
 def _group(row: Row) -> str | None:
     field = "SemanticCategory" if "SemanticCategory" in row else "category"
-    return _check.group(row, field) if field in row else None
+    return cells.group(row, field) if field in row else None
 
 
 SET = NamedSet(

@@ -4,13 +4,13 @@ Some of its harmful rows are AdvBench's and HarmBench's: held out from a probe t
 is not wholly unseen. Grouped by category, which the two halves share. Label rule: by half.
 """
 
-from probes.prompts import _check
-from probes.prompts._files import Row
+from probes import cells
+from probes.files import Row
 from probes.prompts._named import NamedSet, Part, Split, text_of
 
 
 def _group(row: Row) -> str | None:
-    return _check.group(row, "Category")
+    return cells.group(row, "Category")
 
 
 SET = NamedSet(

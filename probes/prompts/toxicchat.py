@@ -3,13 +3,13 @@
 Label rule: `toxicity` 1, the annotators' word on the request.
 """
 
-from probes.prompts import _check
-from probes.prompts._files import Row
+from probes import cells
+from probes.files import Row
 from probes.prompts._named import NamedSet, Part, Split, text_of
 
 
 def _label(row: Row) -> int:
-    return _check.label(row["toxicity"], row.at("toxicity"))
+    return cells.label(row["toxicity"], row.at("toxicity"))
 
 
 SET = NamedSet(

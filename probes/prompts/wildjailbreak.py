@@ -4,8 +4,8 @@ The first split, eval, is all wrapped; train has 262 thousand rows of both kinds
 plain request that a wrapped one was made from. Label rule: `data_type` ends in "_harmful".
 """
 
-from probes.prompts import _check
-from probes.prompts._files import Row
+from probes import cells
+from probes.files import Row
 from probes.prompts._named import NamedSet, Part, Split, one_of, text_of
 
 _wrapped, _plain = text_of("adversarial"), text_of("vanilla")
@@ -16,7 +16,7 @@ def _prompt(row: Row) -> str:
 
 
 def _group(row: Row) -> str | None:
-    return _check.group(row, "vanilla") if "vanilla" in row else None
+    return cells.group(row, "vanilla") if "vanilla" in row else None
 
 
 SET = NamedSet(

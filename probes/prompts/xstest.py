@@ -6,8 +6,8 @@ Label rule: `label` "unsafe" is harmful, "safe" harmless; in copies without it, 
 with "contrast_" is harmful.
 """
 
-from probes.prompts import _check
-from probes.prompts._files import Row
+from probes import cells
+from probes.files import Row
 from probes.prompts._named import NamedSet, Part, Split, one_of, text_of
 
 _by_label = one_of("label", {"safe": 0, "unsafe": 1})
@@ -18,7 +18,7 @@ def _label(row: Row) -> int:
 
 
 def _group(row: Row) -> str | None:
-    return _check.group(row, "focus") or str(row["type"]).removeprefix("contrast_")
+    return cells.group(row, "focus") or str(row["type"]).removeprefix("contrast_")
 
 
 SET = NamedSet(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from probes.errors import InputError
-from probes.prompts._files import Row
+from probes.files import Row
 
 T = TypeVar("T")
 
