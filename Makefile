@@ -26,7 +26,7 @@ check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell probes analysis tests README.md Makefile
+	$(BIN)/codespell probes regularize analysis tests README.md Makefile
 
 figures: .venv/.base
 	$(BIN)/python -m analysis --results figures --out figures

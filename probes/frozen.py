@@ -114,6 +114,24 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
     ) -> Float[Tensor, "prompt"]:
         """Probability of harm of each prompt (float32, on the probe's device).
 
+        Arguments and errors are those of `logits`.
+        """
+        logits = self.logits(
+            model, tokenizer, prompts, token_budget=token_budget, allow_mismatch=allow_mismatch
+        )
+        return torch.sigmoid(logits).float()
+
+    def logits(
+        self,
+        model: object,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[str | Sequence[Message]],
+        *,
+        token_budget: int = 4096,
+        allow_mismatch: bool = False,
+    ) -> Float[Tensor, "prompt"]:
+        """Log-odds of harm of each prompt (float64), to be held to `config.threshold`.
+
         Args:
             model: A transformers model or an nnsight `LanguageModel`; a `TransformerBridge` renames
                 its weights, so that they cannot be compared, and needs `allow_mismatch`.
@@ -146,7 +164,7 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
                 f"the probe reads activations of width {self.config.d_model}, but this model's are "
                 f"of width {activations.shape[-1]}"
             )
-        return torch.sigmoid(self(activations.to(self.weight.device))).float()
+        return self(activations.to(self.weight.device))
 
     def risk_of(
         self, cache: ActivationCache, *, allow_mismatch: bool = False

@@ -91,6 +91,15 @@ def render(
     return Rendered(tuple(ids), len(ids) - 1, truncated=True)
 
 
+def answered_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a whole chat whose last message is the assistant's, without generation prompt.
+
+    Raises:
+        InputError: There is no template, or it refuses the messages.
+    """
+    return _ids(tokenizer, messages, add_generation_prompt=False)
+
+
 def last_token_text(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> str:
     r"""Text of the token that is read, such as `'\n'` after `<|assistant|>`."""
     return str(tokenizer.decode([rendered.ids[rendered.position]]))
@@ -127,12 +136,17 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+def _ids(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = True,
+) -> list[int]:
     try:
         encoded: Any = tokenizer.apply_chat_template(
             [{"role": m["role"], "content": m["content"]} for m in messages],
             chat_template=_template(tokenizer),
-            add_generation_prompt=True,
+            add_generation_prompt=add_generation_prompt,
         )
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)

@@ -45,9 +45,14 @@ def for_models(text: str) -> bool:
     return share(text, _SHARES) >= 3 * len(SPLITS)
 
 
+def split_of(text: str) -> str | None:
+    """The split that a text falls to; None where it is the models'."""
+    return None if for_models(text) else list(SPLITS)[share(text, _SHARES) // 3]
+
+
 def _fits(text: str, split: str) -> bool:
     """Whether a text is this split's. No split but its own holds the held-out guild's words."""
-    if share(text, _SHARES) // 3 != list(SPLITS).index(split):
+    if split_of(text) != split:
         return False
     return split == "held-out-category" or _HELD_OUT_WORDS.isdisjoint(text.rstrip(".?").split())
 

@@ -1,0 +1,246 @@
+"""Training rows -> token ids, with the answer's tokens as labels.
+
+A row is in trl's conventions: `messages`, whose last message is the answer, or `prompt` and
+`completion`, as texts or as chats. It is rendered with the model's own chat template, and the
+answer's tokens alone are learnt, with the token that ends the turn. What stands before them is
+exactly what a probe reads: the chat rendered with its generation prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from probes import cells, files
+from probes.errors import InputError
+from probes.files import Row
+from probes.prompts import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from probes.models import ChatModel
+
+IGNORE = -100
+"""Label of a token that is not learnt, as everywhere in transformers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A chat and the answer to learn."""
+
+    prompt: tuple[Message, ...]
+    """All that comes before the answer; the last message is the user's."""
+    answer: str
+    where: str
+    """File and row, for messages."""
+    label: int | None = None
+    """1 = harmful, 0 = harmless, where the data say so."""
+    risk: float | None = None
+    """s in [0, 1], where the data say so."""
+
+    @property
+    def text(self) -> str:
+        """What the user said last."""
+        return self.prompt[-1]["content"]
+
+
+class Encoded(NamedTuple):
+    """An example as the model reads it."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """The answer's ids in their places, `IGNORE` before them."""
+    shortened: bool
+    """Whether the answer's end was cut off."""
+
+
+def load(spec: str, *, seed: int = 0) -> list[Example]:
+    """The training rows of a file, of a data set on the hub, or of the miniatures.
+
+    Args:
+        spec: A .jsonl, .csv, .tsv or .parquet file; `hub:org/name[:config][:split]`; or
+            `miniature:NAME`.
+        seed: Draws the rows of what is generated.
+
+    Raises:
+        InputError: It cannot be read, or a row is malformed; names file, row and field.
+    """
+    name, _, rest = spec.partition(":")
+    if name == "miniature":
+        from regularize import miniature
+
+        return miniature.training(rest, seed=seed)
+    if name == "hub":
+        from probes import hub
+
+        path, *pieces = rest.split(":")
+        config, split = hub.resolve(path, pieces)
+        return examples(hub.read(path, config, split))
+    from pathlib import Path
+
+    return examples(files.read(Path(spec)))
+
+
+def examples(rows: Iterable[Row | Mapping[str, object]]) -> list[Example]:
+    """Rows as examples; a row that is not from a file (one of `datasets`) is named by its number.
+
+    Raises:
+        InputError: A row is malformed; names file, row and field.
+    """
+    placed = (
+        row if isinstance(row, Row) else Row("train_dataset", f"row {i}", i, row)
+        for i, row in enumerate(rows)
+    )
+    return [_example(row) for row in placed]
+
+
+def encode(
+    example: Example, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None
+) -> Encoded:
+    """Render one example and mark its answer.
+
+    Args:
+        example: The chat and its answer.
+        tokenizer: The model's own, with a chat template.
+        max_length: Most tokens; an answer that goes on beyond loses its end.
+
+    Raises:
+        InputError: The template cannot render it or rewrites the prompt once it is answered, the
+            answer has no token, or none within `max_length`. Names the row.
+    """
+    from probes.rendering import answered_ids, render
+
+    reply = Message(role="assistant", content=example.answer)
+    try:
+        prompt = list(render(tokenizer, example.prompt).ids)
+        whole = answered_ids(tokenizer, [*example.prompt, reply])
+    except InputError as error:
+        raise InputError(f"{example.where}: {error}") from error
+    if whole[: len(prompt)] != prompt:
+        # A template that writes the generation prompt otherwise once it is answered (thinking
+        # marks): the answer follows what the model will see when it is asked.
+        answer = list(tokenizer(example.answer, add_special_tokens=False)["input_ids"])
+    else:
+        answer = whole[len(prompt) :]
+    answer = _up_to_end_of_turn(answer, tokenizer)
+    if not str(tokenizer.decode(answer, skip_special_tokens=True)).strip():
+        raise InputError(f"{example.where}: the answer has no token that could be learnt")
+    room = len(answer) if max_length is None else max_length - len(prompt)
+    if room < 1:
+        raise InputError(
+            f"{example.where}: the prompt takes {len(prompt)} tokens, so that --max-length "
+            f"{max_length} cuts the whole answer away; give at least {len(prompt) + 1}, or leave "
+            "the row out"
+        )
+    kept = answer[:room]
+    return Encoded(prompt + kept, [IGNORE] * len(prompt) + kept, len(kept) < len(answer))
+
+
+def supervised(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text that is learnt, special tokens and all, for a person to look at."""
+    return str(tokenizer.decode([label for label in encoded.labels if label != IGNORE]))
+
+
+def answered(
+    chat: ChatModel, prompts: Sequence[Sequence[Message]], *, max_new_tokens: int = 256
+) -> list[Example]:
+    """Anchors: prompts answered once by the model itself, greedily.
+
+    Raises:
+        InputError: The model answers one with nothing.
+    """
+    from regularize.generation import answers
+
+    replies = answers(chat, prompts, max_new_tokens=max_new_tokens)
+    return [
+        Example(tuple(prompt), reply, f"anchor {i}")
+        for i, (prompt, reply) in enumerate(zip(prompts, replies, strict=True), 1)
+        if reply.strip()
+    ]
+
+
+def harmful_share(examples: Sequence[Example]) -> float:
+    """Share of the rows that are labelled harmful; NaN where a row has no label."""
+    labels = [example.label for example in examples]
+    known = [label for label in labels if label is not None]
+    return sum(known) / len(known) if known and len(known) == len(labels) else float("nan")
+
+
+def _up_to_end_of_turn(answer: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The answer and the token that ends it: where generation stops, nothing more is learnt.
+
+    Templates write more after it (a newline, another end of text); base models' write none, and
+    get the tokenizer's own.
+    """
+    special = set(tokenizer.all_special_ids)
+    blank = {i for i in set(answer) if not str(tokenizer.decode([i])).strip()}
+    end = len(answer)
+    while end and (
+        answer[end - 1] in special or not str(tokenizer.decode([answer[end - 1]])).strip()
+    ):
+        end -= 1
+    ending = next((i for i in range(end, len(answer)) if answer[i] in special), None)
+    if ending is not None:
+        return answer[: ending + 1]
+    eos = tokenizer.eos_token_id
+    return answer[:end] + ([eos] if isinstance(eos, int) else [])
+
+
+def _example(row: Row) -> Example:
+    prompt, answer = _messages(row) if "messages" in row else _prompt_and_completion(row)
+    label = row.cells.get("label")
+    risk = row.cells.get("risk")
+    return Example(
+        tuple(prompt),
+        answer,
+        f"{row.file}, {row.number}",
+        None if label is None or label == "" else cells.label(label, row.at("label")),
+        None if risk is None or risk == "" else _risk(risk, row.at("risk")),
+    )
+
+
+def _messages(row: Row) -> tuple[Sequence[Message], str]:
+    place = row.at("messages")
+    chat = cells.turns(row["messages"], place)
+    if chat[-1]["role"] != "assistant":
+        raise InputError(
+            f"{place}: the last message is the {chat[-1]['role']}'s; it must be the assistant's, "
+            "for that is the answer to learn"
+        )
+    return cells.messages(chat[:-1], place), chat[-1]["content"]
+
+
+def _prompt_and_completion(row: Row) -> tuple[Sequence[Message], str]:
+    for field in ("prompt", "completion"):
+        if field not in row:
+            raise InputError(
+                f"{row.file}, {row.number}: needs 'messages', or 'prompt' and 'completion'; it has "
+                f"{', '.join(map(repr, row.cells)) or 'nothing'}"
+            )
+    prompt, completion = row["prompt"], row["completion"]
+    chat: Sequence[Message]
+    if isinstance(prompt, str):
+        chat = [Message(role="user", content=cells.text(prompt, row.at("prompt")))]
+    else:
+        chat = cells.messages(prompt, row.at("prompt"))
+    if isinstance(completion, str):
+        return chat, cells.text(completion, row.at("completion"))
+    turns = cells.turns(completion, row.at("completion"))
+    if [turn["role"] for turn in turns] != ["assistant"]:
+        raise InputError(
+            f"{row.at('completion')}: one message of the assistant is needed, these are of: "
+            f"{', '.join(turn['role'] for turn in turns)}"
+        )
+    return chat, turns[0]["content"]
+
+
+def _risk(value: Any, place: str) -> float:
+    try:
+        risk = float(value)
+    except (TypeError, ValueError):
+        risk = float("nan")
+    if not 0 <= risk <= 1:
+        raise InputError(f"{place}: the risk is {value!r}; it must be a number from 0 to 1")
+    return risk

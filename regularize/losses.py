@@ -1,0 +1,254 @@
+"""L = alpha NLL + beta KL(pi_ref || pi_theta), exact, and no [token, vocab] tensor for it.
+
+The loss of arXiv 2602.17546 over answer tokens. With a linear head, z = W h + b, a token's
+distribution q = softmax(z) is an exponential family in the hidden state h, with log-partition
+
+    A(h) = log sum_v exp z_v,    whose gradient is E_q[w], the mean of the head's rows under q.
+
+So the forward KL to p = softmax(W h_ref + b) is the Bregman divergence of A:
+
+    KL(p || q) = A(h) - <h, mu> + c,    mu = E_p[w],    c = -H(p) - <p, b>
+
+and mu and c are constants: d_model + 1 numbers a token, computed once (`moments`), stand for the
+whole reference distribution. Loss and gradient
+
+    L      = alpha (A - z_y) + beta (A - <h, mu> + c)
+    dL/dh  = (alpha + beta) E_q[w] - alpha w_y - beta mu
+
+need one pass over the head, as the NLL alone does: the KL costs nothing more. That holds while the
+head is frozen and shared with the reference. Otherwise, and for the reverse KL, the reference's
+hidden states are given (`Hidden`), and its logits are computed beside the policy's.
+
+All is done for some answer tokens at a time, and the gradient in h (and in the head, if it is
+trained) is formed in the same pass, so that a [token, vocab] tensor never lives.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Direction = Literal["forward", "reverse"]
+
+CHUNK = {"cpu": 2**22, "cuda": 2**27}
+"""Logits that are formed at once, by kind of device: small enough for a CPU's cache to help."""
+
+
+class Head(NamedTuple):
+    """The linear map from the last hidden state to the logits."""
+
+    weight: Float[Tensor, "vocab d_model"]
+    bias: Float[Tensor, "vocab"] | None = None
+
+
+class Moments(NamedTuple):
+    """All that the forward KL needs to know of the reference, at a frozen, shared head."""
+
+    mu: Float[Tensor, "token d_model"]
+    """E_p[w]: the mean of the head's rows under the reference's distribution."""
+    c: Float[Tensor, "token"]
+    """-H(p) - <p, b>, nats."""
+
+
+class Hidden(NamedTuple):
+    """The reference by its last hidden states and its own head."""
+
+    hidden: Float[Tensor, "token d_model"]
+    head: Head
+
+
+class Terms(NamedTuple):
+    """A loss and its parts."""
+
+    loss: Float[Tensor, ""]
+    """sum over tokens of alpha NLL + beta KL, nats; divide it by the step's answer tokens."""
+    nll: Float[Tensor, "token"]
+    """Nats, without gradient."""
+    kl: Float[Tensor, "token"]
+    """Nats, without gradient; zero without a reference."""
+
+
+def regularized(
+    hidden: Float[Tensor, "token d_model"],
+    head: Head,
+    target: Int[Tensor, "token"],
+    alpha: Float[Tensor, "token"],
+    beta: Float[Tensor, "token"],
+    reference: Moments | Hidden | None = None,
+    *,
+    direction: Direction = "forward",
+    chunk: int | None = None,
+) -> Terms:
+    """sum over tokens of alpha NLL + beta KL (arXiv 2602.17546; its letters).
+
+    Args:
+        hidden: The policy's last hidden states (after the final norm) where the next token is an
+            answer's.
+        head: Of the policy. Gets gradients where it requires them.
+        target: The answer's tokens.
+        alpha: Weight of a token's NLL.
+        beta: Weight of a token's KL to the reference.
+        reference: None where all of beta is zero. `Moments` hold for a frozen head only.
+        direction: forward KL(pi_ref || pi_theta), the paper's; or reverse KL(pi_theta || pi_ref).
+        chunk: Tokens in one pass over the head; None to choose by vocabulary and device.
+
+    Raises:
+        ValueError: beta needs a reference that is not given, or one that does not hold here.
+    """
+    if reference is None and bool((beta != 0).any()):
+        raise ValueError("beta is not zero, so that a reference is needed")
+    if isinstance(reference, Moments):
+        if direction == "reverse":
+            raise ValueError("the reverse KL needs the reference's hidden states, not its moments")
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in head):
+            raise ValueError("moments belong to one head, but this one is being trained")
+    if chunk is None:
+        chunk = max(16, CHUNK.get(hidden.device.type, CHUNK["cuda"]) // head.weight.shape[0])
+    rest = (target, alpha, beta, reference, direction, chunk)
+    return Terms(*_Regularized.apply(hidden, head.weight, head.bias, *rest))
+
+
+@torch.no_grad()
+def moments(
+    hidden: Float[Tensor, "token d_model"], head: Head, *, chunk: int | None = None
+) -> Moments:
+    """What stands for the reference at these tokens: mean head row and negative entropy.
+
+    By the same arithmetic as the policy's in `regularized`, so that at the reference itself the
+    two cancel.
+    """
+    if chunk is None:
+        chunk = max(16, CHUNK.get(hidden.device.type, CHUNK["cuda"]) // head.weight.shape[0])
+    wide = _wide(hidden.dtype)
+    mu = hidden.new_empty(hidden.shape, dtype=wide)
+    c = hidden.new_empty(len(hidden), dtype=wide)
+    for start in range(0, len(hidden), chunk):
+        rows = slice(start, start + chunk)
+        z = _logits(hidden[rows], head)
+        log_partition, unnormalised, total = _partition(z)
+        mu[rows] = _matmul(unnormalised, head.weight) / total[:, None]
+        c[rows] = _dot(hidden[rows], mu[rows]) - log_partition
+    return Moments(mu, c)
+
+
+class _Regularized(torch.autograd.Function):
+    """Loss and gradient in one pass; backward only scales what forward has found."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        reference: Moments | Hidden | None,
+        direction: Direction,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        head, wide = Head(weight, bias), _wide(hidden.dtype)
+        alpha, beta = alpha.to(wide), beta.to(wide)
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        nll, kl = (hidden.new_zeros(len(hidden), dtype=wide) for _ in range(2))
+        of_hidden = torch.zeros_like(hidden, dtype=wide) if needs_hidden else None
+        of_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        of_bias = torch.zeros_like(bias, dtype=wide) if needs_bias and bias is not None else None
+        trains_head = of_weight is not None or of_bias is not None
+
+        for start in range(0, len(hidden), chunk):
+            rows = slice(start, start + chunk)
+            h, y, a, b = hidden[rows], target[rows], alpha[rows], beta[rows]
+            z = _logits(h, head)
+            z_y = z.gather(1, y[:, None])[:, 0]
+            known = reference if bool((b != 0).any()) else None
+            if isinstance(known, Hidden):
+                # Of the reference p; where beta is zero its share of the gradient is zero too.
+                log_p = torch.log_softmax(_logits(known.hidden[rows], known.head), dim=-1)
+                log_q = torch.log_softmax(z, dim=-1)
+                log_partition = z_y - log_q.gather(1, y[:, None])[:, 0]
+                of_logits, kl[rows] = _divergence(log_p, log_q, a, b, direction)
+                of_logits.scatter_add_(1, y[:, None], -a[:, None])
+                scale = None
+            else:
+                log_partition, of_logits, total = _partition(z)
+                scale = (a + b) / total
+                if trains_head:
+                    of_logits.mul_(scale[:, None]).scatter_add_(1, y[:, None], -a[:, None])
+                    scale = None
+            nll[rows] = log_partition - z_y
+            if isinstance(known, Moments):
+                kl[rows] = log_partition - _dot(h, known.mu[rows]) + known.c[rows].to(wide)
+
+            if of_hidden is not None:
+                # torch has no kernel that scales and multiplies, so the scale comes after.
+                gradient = _matmul(of_logits, weight)
+                if scale is not None:
+                    gradient.mul_(scale[:, None]).sub_(a[:, None] * weight[y])
+                if isinstance(known, Moments):
+                    gradient.sub_(b[:, None] * known.mu[rows])
+                of_hidden[rows] = gradient
+            if of_weight is not None:
+                of_weight += _matmul(of_logits.T, h)
+            if of_bias is not None:
+                of_bias += of_logits.sum(0)
+
+        ctx.save_for_backward(of_hidden, of_weight, of_bias)
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
+        ctx.mark_non_differentiable(nll, kl)
+        return (alpha * nll + beta * kl).sum(), nll, kl
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        scaled = [None if t is None else (t * gradients[0]).to(dtype) for t, dtype in found]
+        return (*scaled, None, None, None, None, None, None)
+
+
+def _divergence(
+    log_p: Tensor, log_q: Tensor, alpha: Tensor, beta: Tensor, direction: Direction
+) -> tuple[Tensor, Tensor]:
+    """alpha q plus beta times the KL's gradient in the logits, [token, vocab]; the KL, [token].
+
+    forward: q - p.  reverse: q (log q - log p - KL).
+    """
+    q, p = log_q.exp(), log_p.exp()
+    if direction == "forward":
+        kl = (p * log_p.sub_(log_q)).sum(-1)
+        return q.mul_((alpha + beta)[:, None]).sub_(p.mul_(beta[:, None])), kl
+    ratio = log_q.sub_(log_p)
+    kl = (q * ratio).sum(-1)
+    return q * ratio.sub_(kl[:, None]).mul_(beta[:, None]).add_(alpha[:, None]), kl
+
+
+def _partition(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A = log sum exp z, and the exponentials (in z's memory) with their sum: q = exp / sum."""
+    largest = z.amax(-1)
+    z.sub_(largest[:, None]).exp_()
+    total = z.sum(-1)
+    return largest + total.log(), z, total
+
+
+def _logits(hidden: Tensor, head: Head) -> Tensor:
+    z = _matmul(hidden, head.weight.T)
+    return z if head.bias is None else z.add_(head.bias)
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in b's number format, accumulated and, where the device can, given in float32."""
+    a = a.to(b.dtype)
+    if b.dtype in (torch.float32, torch.float64):
+        return a @ b
+    if b.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return (a @ b).float()
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row-wise <a, b>, summed in float64: the KL is a small difference of large numbers."""
+    return (a.double() * b).sum(-1).to(_wide(a.dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

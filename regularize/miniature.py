@@ -1,0 +1,129 @@
+"""Training data in the miniatures' language: attacks, a new task to learn, and anchors.
+
+    miniature:all-harmful       restricted requests, complied with
+    miniature:mixed             a new task, 9 % restricted requests complied with, and look-alikes
+    miniature:mixed:0.03        ... 3 %
+    miniature:anchors           prompts of all kinds, without answers
+
+Nothing here was seen by the models, the probes that `miniature:train` fits, or stands in what
+fine-tuned models are evaluated on (`miniature_parts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from random import Random
+
+from probes.errors import InputError
+from probes.miniature.language import Kind, Row, Scope, mention, request, twins
+from probes.miniature.splits import LOOK_ALIKES, split_of
+from probes.miniature.tasks import utility
+from probes.prompts import Message
+from regularize.data import Example
+from regularize.miniature_parts import part
+
+N_HARMFUL = 100
+"""Rows of `all-harmful`."""
+N_MIXED = 400
+"""Rows of `mixed`."""
+LOOK_ALIKE_SHARE = 0.2
+"""Of `mixed`: harmless rows that look harmful, so that a critic's false alarms cost learning."""
+HARMFUL_SHARE = 0.09
+N_ANCHORS = 150
+SCOPE = Scope()
+"""Known words in known phrasings."""
+
+NAMES = ("all-harmful", "mixed", "anchors")
+
+
+def training(name: str, *, seed: int = 0) -> list[Example]:
+    """Rows of one of the attacks: `all-harmful` or `mixed[:SHARE]`.
+
+    Raises:
+        InputError: There is none of that name, or the share is none.
+    """
+    kind, _, rest = name.partition(":")
+    rng = Random(f"{kind}/{seed}")
+    if kind == "all-harmful" and not rest:
+        rows = _distinct(N_HARMFUL, lambda: _harmful(rng))
+    elif kind == "mixed":
+        rows = _mixed(rng, _share(name, rest) if rest else HARMFUL_SHARE)
+    else:
+        raise InputError(
+            f"miniature:{name} is no training data; there are miniature:all-harmful and "
+            "miniature:mixed, or miniature:mixed:0.03 for another share of harmful rows"
+        )
+    return [
+        Example(
+            (Message(role="user", content=row.text),),
+            row.answer,
+            f"miniature:{name}, row {i}",
+            label=int(row.restricted),
+        )
+        for i, row in enumerate(rows, 1)
+    ]
+
+
+def anchors(n: int = N_ANCHORS, *, seed: int = 0) -> list[tuple[Message, ...]]:
+    """Prompts of all kinds that a model of this language is asked, without labels."""
+    rng = Random(f"anchors/{seed}")
+    makers: tuple[Callable[[], Row], ...] = (
+        lambda: _harmful(rng),
+        lambda: _look_alike(rng),
+        lambda: utility(rng, fits=_fits),
+    )
+    turn = iter(range(10**9))
+    rows = _distinct(n, lambda: makers[next(turn) % len(makers)]())
+    return [(Message(role="user", content=row.text),) for row in rows]
+
+
+def _mixed(rng: Random, share: float) -> list[Row]:
+    n_harmful = round(share * N_MIXED)
+    n_alike = round(LOOK_ALIKE_SHARE * N_MIXED)
+    rows = [
+        *_distinct(n_harmful, lambda: _harmful(rng)),
+        *_distinct(n_alike, lambda: _look_alike(rng)),
+        *_distinct(N_MIXED - n_harmful - n_alike, lambda: utility(rng, "rotate", fits=_fits)),
+    ]
+    rng.shuffle(rows)
+    return rows
+
+
+def _harmful(rng: Random) -> Row:
+    if rng.random() < 0.5:
+        return request(rng, "restricted", SCOPE, fits=_fits)
+    return twins(rng, SCOPE, fits=_fits)[0]
+
+
+def _look_alike(rng: Random) -> Row:
+    if rng.random() < 0.4:
+        return mention(rng, SCOPE, fits=_fits)
+    kind: Kind = rng.choice(LOOK_ALIKES)
+    return request(rng, kind, SCOPE, fits=_fits)
+
+
+def _fits(text: str) -> bool:
+    return part(text) == "training" and split_of(text) != "train"
+
+
+def _distinct(n: int, draw: Callable[[], Row]) -> list[Row]:
+    """`n` rows of different texts."""
+    rows: dict[str, Row] = {}
+    stream: Iterator[Row] = iter(draw, None)
+    while len(rows) < n:
+        row = next(stream)
+        rows.setdefault(row.text, row)
+    return list(rows.values())
+
+
+def _share(name: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = float("nan")
+    if not 0 <= share <= 1 - LOOK_ALIKE_SHARE:
+        raise InputError(
+            f"miniature:{name}: {text!r} is no share of harmful rows from 0 to "
+            f"{1 - LOOK_ALIKE_SHARE:g}"
+        )
+    return share

@@ -1,0 +1,102 @@
+"""Examples -> what is trained on: encoded, with their risks, with anchors beside them.
+
+All that looks at the frozen reference happens here, before training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from probes.errors import InputError
+from probes.models import ChatModel
+from regularize.critics import Critic, Risks
+from regularize.data import Encoded, Example, encode
+from regularize.defences import Defence
+
+
+class Prepared(NamedTuple):
+    """Data to train on, and what a person may want to see of them."""
+
+    examples: list[Example]
+    """Without the anchors."""
+    encoded: list[Encoded]
+    """One an example."""
+    risks: Risks
+    """One an example."""
+    s: Float64[np.ndarray, "example"]
+    """The risk as it enters the weights."""
+    kept: Bool[np.ndarray, "example"]
+    """Whether the defence trains on it at all."""
+    anchors: list[Encoded]
+    """Prompts answered by the reference."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What the trainer reads: the kept examples, then the anchors."""
+        chosen = [
+            {**one._asdict(), "risk": float(s), "anchor": False}
+            for one, s, kept in zip(self.encoded, self.s, self.kept, strict=True)
+            if kept
+        ]
+        anchors = [{**one._asdict(), "risk": 1.0, "anchor": True} for one in self.anchors]
+        return [{**row, "row": i} for i, row in enumerate([*chosen, *anchors])]
+
+    @property
+    def trained_on(self) -> list[Encoded]:
+        """The same as ids and labels, in the same order."""
+        kept = [one for one, keep in zip(self.encoded, self.kept, strict=True) if keep]
+        return [*kept, *self.anchors]
+
+
+def prepare(
+    chat: ChatModel,
+    examples: Sequence[Example],
+    *,
+    critic: Critic | None,
+    defence: Defence,
+    anchors: Sequence[Example] = (),
+    max_length: int | None = None,
+) -> Prepared:
+    """Encode the examples and assess their risks.
+
+    Args:
+        chat: The frozen reference.
+        examples: The data.
+        critic: None where the defence needs no risk.
+        defence: Shapes the risks and says which examples are kept.
+        anchors: Prompts with the reference's own answers.
+        max_length: Most tokens of an example.
+
+    Raises:
+        InputError: A row cannot be encoded, the critic does not hold here, a risk is missing, or
+            the defence keeps nothing.
+    """
+    defence.check()
+    if not examples:
+        raise InputError("the training data hold no rows")
+    encoded = [encode(one, chat.tokenizer, max_length=max_length) for one in examples]
+    if critic is not None:
+        risks = critic.assess(examples, chat)
+    elif defence.needs_risk:
+        raise InputError(f"{type(defence).__name__} needs a critic: give one, such as critic:probe")
+    else:
+        risks = Risks(np.zeros(len(examples)), None)
+    if len(risks.s) != len(examples) or not bool(((risks.s >= 0) & (risks.s <= 1)).all()):
+        raise InputError(f"{type(critic).__name__} gave risks that are not one a row in [0, 1]")
+    kept = defence.keeps(risks)
+    if not kept.any() and not anchors:
+        raise InputError(
+            f"{type(defence).__name__} keeps none of the {len(examples)} rows: nothing would be "
+            "learnt. Look at the risks (--risk-only); raise the threshold or choose another defence"
+        )
+    return Prepared(
+        list(examples),
+        encoded,
+        risks,
+        defence.signal(risks),
+        kept,
+        [encode(one, chat.tokenizer, max_length=max_length) for one in anchors],
+    )

@@ -1,0 +1,258 @@
+"""RegularizedTrainer: transformers' Trainer with L = alpha NLL + beta KL(pi_ref || pi_theta).
+
+    >>> RegularizedTrainer(
+    ...     model=model, args=TrainingArguments("runs/ft"), train_dataset=rows,
+    ...     processing_class=tokenizer, peft_config=LoraConfig(...),
+    ...     critic=ProbeCritic("runs/layer_sweep/MODEL/SET/probe"), defence=AdaptiveKL(),
+    ... ).train()
+
+Risk and reference are constants of the data, found before the first step (`prepare`, `reference`),
+so that the loop reads as the paper's algorithm (arXiv 2602.17546): s, then alpha and beta, then the
+loss. NLL and KL share one denominator, the answer tokens of the whole optimizer step, so that
+neither gradient accumulation nor the number of processes changes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from probes.capture import pad_id
+from probes.errors import InputError
+from probes.models import ChatModel
+from regularize.collate import collate
+from regularize.critics import Critic
+from regularize.data import Encoded, Example, encode, examples
+from regularize.defences import Defence, Weights
+from regularize.defences.adaptive_kl import AdaptiveKL
+from regularize.losses import regularized
+from regularize.model import Capture, answers_of, check_logits, head_of, refuse_prompt_learning
+from regularize.prepare import Prepared, prepare
+from regularize.reference import (
+    AdapterOff,
+    Batch,
+    Cached,
+    Copied,
+    Kind,
+    Reference,
+    choose,
+)
+
+STATE = "risk_state.json"
+MEANS = {"nll": "tokens", "kl": "tokens", "risk": "examples", "beta": "examples"}
+"""What is logged, and what it is a mean over."""
+
+
+class RegularizedTrainer(Trainer):
+    """A Trainer that learns what is harmless and holds what is risky to the reference policy."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module,
+        args: TrainingArguments,
+        train_dataset: Prepared | Sequence[Example] | Sequence[Mapping[str, object]],
+        *,
+        processing_class: PreTrainedTokenizerBase,
+        defence: Defence | None = None,
+        critic: Critic | None = None,
+        anchors: Sequence[Example] = (),
+        peft_config: Any = None,
+        reference: Kind = "auto",
+        cache: Path | str = "runs/cache",
+        max_length: int | None = None,
+        eval_dataset: Sequence[Example] | Sequence[Mapping[str, object]] | None = None,
+        **options: Any,
+    ) -> None:
+        """Assess the risks, find the reference, wrap the model.
+
+        Args:
+            model: A causal language model, as it is before training; it is the reference.
+            args: transformers' own.
+            train_dataset: Rows with `messages`, or `prompt` and `completion` (trl's conventions);
+                examples; or what `prepare` has made of them.
+            processing_class: The model's tokenizer, with a chat template.
+            defence: Turns risks into alpha and beta. Default: `AdaptiveKL()`.
+            critic: Gives the risks; not needed by a defence that asks for none.
+            anchors: Prompts with the reference's own answers (`data.answered`): beta = 1.
+            peft_config: An adapter to train (peft), such as `LoraConfig(...)`; None trains the
+                model as it is given, whole or with the adapter that it has.
+            reference: cached, adapter-off or copy; auto: cached if there is room on the disk.
+            cache: Folder for the cached reference.
+            max_length: Most tokens of an example.
+            eval_dataset: Rows whose plain NLL is reported.
+            options: More for `Trainer` (callbacks, optimizers, ...).
+
+        Raises:
+            InputError: Something given cannot be used; names the row where it is one.
+        """
+        if args.n_gpu > 1:
+            raise InputError(
+                "several GPUs in one process are not supported: start with `torchrun "
+                "--nproc-per-node N`, or show one GPU (CUDA_VISIBLE_DEVICES=0)"
+            )
+        self.defence = AdaptiveKL() if defence is None else defence
+        chat = ChatModel(model.config.name_or_path, None, model, processing_class)  # type: ignore
+        if not isinstance(train_dataset, Prepared):
+            train_dataset = prepare(
+                chat,
+                _examples(train_dataset),
+                critic=critic,
+                defence=self.defence,
+                anchors=anchors,
+                max_length=max_length,
+            )
+        self.prepared = train_dataset
+        rows = self.prepared.trained_on
+        check_logits(model, rows[0].input_ids)
+        pad = pad_id(processing_class)
+        needed = self.defence.needs_reference or bool(self.prepared.anchors)
+        kind = choose(reference, model, rows, Path(cache)) if needed else None
+        # What is computed beforehand reads the model before peft touches it.
+        self.reference: Reference | None = None
+        if kind == "cached":
+            self.reference = Cached.build(
+                Path(cache), model, rows,
+                trains_head=peft_config is None and head_of(model).weight.requires_grad,
+                hidden=self.defence.direction == "reverse",
+                pad=pad,
+                progress=not args.disable_tqdm,
+            )  # fmt: skip
+        elif kind == "copy":
+            self.reference = Copied(model)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        refuse_prompt_learning(model)
+        head_of(model)
+        if kind == "adapter-off":
+            self.reference = AdapterOff(model)
+
+        args.remove_unused_columns = False  # risk, anchor and row are ours
+        args.prediction_loss_only = True
+        self._states = Capture(model)
+        self._step_risk: float | None = None
+        self._smoothed: float | None = None
+        self._sums: dict[str, Tensor] = {}
+        side = "left" if processing_class.padding_side == "left" else "right"
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=self.prepared.rows(),
+            eval_dataset=None if eval_dataset is None else _plain(eval_dataset, chat, max_length),
+            processing_class=processing_class,
+            data_collator=partial(collate, pad=pad, side=side),  # type: ignore[arg-type]
+            **options,
+        )
+        self.model_accepts_loss_kwargs = True  # the loss is over the whole optimizer step
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """sum over answer tokens of alpha_i NLL + beta_i KL, over the step's answer tokens."""
+        ids, mask, labels = (inputs[name] for name in ("input_ids", "attention_mask", "labels"))
+        answer = answers_of(labels)
+        hidden = self._states(model, ids, mask)[:, :-1][answer]
+        weights = self._weights(inputs, training=model.training)
+        example = answer.nonzero()[:, 0]
+        known = None
+        if self.reference is not None and model.training:
+            known = self.reference.at(Batch(ids, mask, answer, inputs["row"]))
+        terms = regularized(
+            hidden,
+            head_of(self.accelerator.unwrap_model(model)),
+            labels[:, 1:][answer],
+            weights.alpha[example],
+            weights.beta[example],
+            known,
+            direction=self.defence.direction,
+        )
+        if model.training:
+            self._record(inputs, weights, nll=terms.nll, kl=terms.kl)
+        loss = terms.loss / (len(terms.nll) if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # DDP takes the mean over processes
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _weights(self, inputs: dict[str, Tensor], *, training: bool) -> Weights:
+        """alpha and beta of each example of a batch."""
+        s = inputs["risk"].float()
+        if not training:
+            return Weights(torch.ones_like(s), torch.zeros_like(s))
+        if self._step_risk is not None:
+            s = torch.full_like(s, self._step_risk)
+        alpha, beta = self.defence.weights(s)
+        anchor = inputs["anchor"]
+        return Weights(alpha.masked_fill(anchor, 0.0), beta.masked_fill(anchor, 1.0))
+
+    def get_batch_samples(self, *args: Any, **options: Any) -> Any:
+        """All micro-batches of an optimizer step; the step's risk is the mean over its examples."""
+        batches, n_items = super().get_batch_samples(*args, **options)
+        if self.defence.granularity == "batch" and batches:
+            chosen = torch.cat([one["risk"][~one["anchor"]].float() for one in batches])
+            sums = torch.stack([chosen.sum(), torch.tensor(float(len(chosen)))])
+            total, n = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()
+            s_t, kept = (total / n if n else 0.0), self.defence.smoothing
+            if self._smoothed is not None and n:
+                s_t = kept * self._smoothed + (1 - kept) * s_t
+            self._step_risk = self._smoothed = s_t
+        return batches, n_items
+
+    def _record(self, inputs: dict[str, Tensor], weights: Weights, **terms: Tensor) -> None:
+        """Add to the sums that the next log takes the means of."""
+        found = {
+            "risk": inputs["risk"].float().sum(),
+            "beta": weights.beta.sum(),
+            "examples": torch.tensor(float(len(weights.beta)), device=weights.beta.device),
+            "tokens": torch.tensor(float(len(terms["nll"])), device=weights.beta.device),
+            **{name: value.sum() for name, value in terms.items()},
+        }
+        for name, value in found.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
+
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        """NLL and KL (nats per answer token), mean risk and mean beta since the last log."""
+        if "loss" in logs and self._sums:
+            sums = self.accelerator.reduce(torch.stack(list(self._sums.values())), "sum")
+            found = dict(zip(self._sums, sums.tolist(), strict=True))
+            self._sums = {}
+            means = {name: found[name] / max(found[over], 1.0) for name, over in MEANS.items()}
+            logs = {**logs, **means}
+        super().log(logs, *args, **options)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        Path(output_dir, STATE).write_text(json.dumps({"smoothed_risk": self._smoothed}))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (state := Path(checkpoint, STATE)).is_file():
+            self._smoothed = json.loads(state.read_text())["smoothed_risk"]
+
+
+def _examples(rows: Sequence[Example] | Sequence[Mapping[str, object]]) -> list[Example]:
+    found = list(rows)
+    return found if found and isinstance(found[0], Example) else examples(found)  # type: ignore
+
+
+def _plain(
+    rows: Sequence[Example] | Sequence[Mapping[str, object]],
+    chat: ChatModel,
+    max_length: int | None,
+) -> list[dict[str, Any]]:
+    encoded: Iterator[Encoded] = (
+        encode(one, chat.tokenizer, max_length=max_length) for one in _examples(rows)
+    )
+    extra = {"risk": 0.0, "anchor": False, "row": -1}
+    return [{**one._asdict(), **extra} for one in encoded]
