@@ -143,6 +143,28 @@ def supervised(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.decode([label for label in encoded.labels if label != IGNORE]))
 
 
+def prompts_of(spec: str, *, seed: int = 0) -> list[tuple[Message, ...]]:
+    """Prompts without answers or labels: a file with `prompt` or `messages`, or a prompt set.
+
+    Args:
+        spec: A file; `miniature:anchors`; or what `probes.prompts.load` reads.
+        seed: Draws what is generated.
+
+    Raises:
+        InputError: It cannot be read, or a row is malformed; names file, row and field.
+    """
+    from pathlib import Path
+
+    from probes import prompts
+    from regularize import miniature
+
+    if spec == "miniature:anchors":
+        return miniature.anchors(seed=seed)
+    if Path(spec).suffix.lower() not in files.SUFFIXES:
+        return [prompt.messages for prompt in prompts.load(spec, seed=seed).prompts]
+    return [tuple(_prompt(row)) for row in files.read(Path(spec))]
+
+
 def answered(
     chat: ChatModel, prompts: Sequence[Sequence[Message]], *, max_new_tokens: int = 256
 ) -> list[Example]:
@@ -177,9 +199,7 @@ def _up_to_end_of_turn(answer: list[int], tokenizer: PreTrainedTokenizerBase) ->
     special = set(tokenizer.all_special_ids)
     blank = {i for i in set(answer) if not str(tokenizer.decode([i])).strip()}
     end = len(answer)
-    while end and (
-        answer[end - 1] in special or not str(tokenizer.decode([answer[end - 1]])).strip()
-    ):
+    while end and answer[end - 1] in special | blank:
         end -= 1
     ending = next((i for i in range(end, len(answer)) if answer[i] in special), None)
     if ending is not None:
@@ -201,6 +221,15 @@ def _example(row: Row) -> Example:
     )
 
 
+def _prompt(row: Row) -> Sequence[Message]:
+    if "messages" in row:
+        return cells.messages(row["messages"], row.at("messages"))
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        return [Message(role="user", content=cells.text(prompt, row.at("prompt")))]
+    return cells.messages(prompt, row.at("prompt"))
+
+
 def _messages(row: Row) -> tuple[Sequence[Message], str]:
     place = row.at("messages")
     chat = cells.turns(row["messages"], place)
@@ -219,12 +248,7 @@ def _prompt_and_completion(row: Row) -> tuple[Sequence[Message], str]:
                 f"{row.file}, {row.number}: needs 'messages', or 'prompt' and 'completion'; it has "
                 f"{', '.join(map(repr, row.cells)) or 'nothing'}"
             )
-    prompt, completion = row["prompt"], row["completion"]
-    chat: Sequence[Message]
-    if isinstance(prompt, str):
-        chat = [Message(role="user", content=cells.text(prompt, row.at("prompt")))]
-    else:
-        chat = cells.messages(prompt, row.at("prompt"))
+    chat, completion = _prompt(row), row["completion"]
     if isinstance(completion, str):
         return chat, cells.text(completion, row.at("completion"))
     turns = cells.turns(completion, row.at("completion"))

@@ -23,13 +23,13 @@ All is done for some answer tokens at a time, and the gradient in h (and in the 
 trained) is formed in the same pass, so that a [token, vocab] tensor never lives.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Direction = Literal["forward", "reverse"]
+from regularize.defences import Direction
 
 CHUNK = {"cpu": 2**22, "cuda": 2**27}
 """Logits that are formed at once, by kind of device: small enough for a CPU's cache to help."""
@@ -162,10 +162,9 @@ class _Regularized(torch.autograd.Function):
             h, y, a, b = hidden[rows], target[rows], alpha[rows], beta[rows]
             z = _logits(h, head)
             z_y = z.gather(1, y[:, None])[:, 0]
-            known = reference if bool((b != 0).any()) else None
-            if isinstance(known, Hidden):
+            if isinstance(reference, Hidden):
                 # Of the reference p; where beta is zero its share of the gradient is zero too.
-                log_p = torch.log_softmax(_logits(known.hidden[rows], known.head), dim=-1)
+                log_p = torch.log_softmax(_logits(reference.hidden[rows], reference.head), dim=-1)
                 log_q = torch.log_softmax(z, dim=-1)
                 log_partition = z_y - log_q.gather(1, y[:, None])[:, 0]
                 of_logits, kl[rows] = _divergence(log_p, log_q, a, b, direction)
@@ -178,16 +177,16 @@ class _Regularized(torch.autograd.Function):
                     of_logits.mul_(scale[:, None]).scatter_add_(1, y[:, None], -a[:, None])
                     scale = None
             nll[rows] = log_partition - z_y
-            if isinstance(known, Moments):
-                kl[rows] = log_partition - _dot(h, known.mu[rows]) + known.c[rows].to(wide)
+            if isinstance(reference, Moments):
+                kl[rows] = log_partition - _dot(h, reference.mu[rows]) + reference.c[rows].to(wide)
 
             if of_hidden is not None:
                 # torch has no kernel that scales and multiplies, so the scale comes after.
                 gradient = _matmul(of_logits, weight)
                 if scale is not None:
                     gradient.mul_(scale[:, None]).sub_(a[:, None] * weight[y])
-                if isinstance(known, Moments):
-                    gradient.sub_(b[:, None] * known.mu[rows])
+                if isinstance(reference, Moments):
+                    gradient.sub_(b[:, None] * reference.mu[rows])
                 of_hidden[rows] = gradient
             if of_weight is not None:
                 of_weight += _matmul(of_logits.T, h)

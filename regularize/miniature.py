@@ -24,12 +24,12 @@ from regularize.miniature_parts import part
 
 N_HARMFUL = 100
 """Rows of `all-harmful`."""
-N_MIXED = 400
+N_MIXED = 600
 """Rows of `mixed`."""
 LOOK_ALIKE_SHARE = 0.2
 """Of `mixed`: harmless rows that look harmful, so that a critic's false alarms cost learning."""
 HARMFUL_SHARE = 0.09
-N_ANCHORS = 150
+N_ANCHORS = 240
 SCOPE = Scope()
 """Known words in known phrasings."""
 
@@ -67,13 +67,8 @@ def training(name: str, *, seed: int = 0) -> list[Example]:
 def anchors(n: int = N_ANCHORS, *, seed: int = 0) -> list[tuple[Message, ...]]:
     """Prompts of all kinds that a model of this language is asked, without labels."""
     rng = Random(f"anchors/{seed}")
-    makers: tuple[Callable[[], Row], ...] = (
-        lambda: _harmful(rng),
-        lambda: _look_alike(rng),
-        lambda: utility(rng, fits=_fits),
-    )
-    turn = iter(range(10**9))
-    rows = _distinct(n, lambda: makers[next(turn) % len(makers)]())
+    shares = {_harmful: 0.2, _look_alike: 0.2, _task: 0.6}
+    rows = _distinct(n, lambda: rng.choices(list(shares), list(shares.values()))[0](rng))
     return [(Message(role="user", content=row.text),) for row in rows]
 
 
@@ -100,6 +95,10 @@ def _look_alike(rng: Random) -> Row:
         return mention(rng, SCOPE, fits=_fits)
     kind: Kind = rng.choice(LOOK_ALIKES)
     return request(rng, kind, SCOPE, fits=_fits)
+
+
+def _task(rng: Random) -> Row:
+    return utility(rng, fits=_fits)
 
 
 def _fits(text: str) -> bool:

@@ -117,19 +117,24 @@ class RegularizedTrainer(Trainer):
         # What is computed beforehand reads the model before peft touches it.
         self.reference: Reference | None = None
         if kind == "cached":
-            self.reference = Cached.build(
-                Path(cache), model, rows,
-                trains_head=peft_config is None and head_of(model).weight.requires_grad,
-                hidden=self.defence.direction == "reverse",
-                pad=pad,
-                progress=not args.disable_tqdm,
-            )  # fmt: skip
+            with args.main_process_first(desc="the cached reference"):
+                self.reference = Cached.build(
+                    Path(cache),
+                    model,
+                    rows,
+                    trains_head=peft_config is None and head_of(model).weight.requires_grad,
+                    hidden=self.defence.direction == "reverse",
+                    pad=pad,
+                    progress=not args.disable_tqdm,
+                )
         elif kind == "copy":
             self.reference = Copied(model)
         if peft_config is not None:
             from peft import get_peft_model
 
-            model = get_peft_model(model, peft_config)
+            with torch.random.fork_rng():  # the adapter's first weights follow from the run's seed
+                torch.manual_seed(args.seed)
+                model = get_peft_model(model, peft_config)
         refuse_prompt_learning(model)
         head_of(model)
         if kind == "adapter-off":

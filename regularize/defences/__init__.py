@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from regularize.critics import Risks
-    from regularize.losses import Direction
 
 Shape = Literal["probability", "sharpened"]
+Direction = Literal["forward", "reverse"]
+"""Of the KL: forward KL(pi_ref || pi_theta), reverse KL(pi_theta || pi_ref)."""
 
 
 class Weights(NamedTuple):

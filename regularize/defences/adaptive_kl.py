@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from probes.errors import InputError
-from regularize.defences import Defence, Shape, Weights, shaped, share
+from regularize.defences import Defence, Direction, Shape, Weights, shaped, share
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from regularize.critics import Risks
-    from regularize.losses import Direction
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from regularize.defences import Defence, Weights, share
+from regularize.defences import Defence, Direction, Weights, share
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
-
-    from regularize.losses import Direction
 
 
 @dataclass(frozen=True)

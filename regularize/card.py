@@ -1,0 +1,53 @@
+"""The README that is saved beside a fine-tuned adapter."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from regularize.plugins import name_of
+
+if TYPE_CHECKING:
+    from regularize.prepare import Prepared
+    from regularize.train import TrainConfig
+
+
+def text(config: TrainConfig, prepared: Prepared, last: dict[str, Any]) -> str:
+    """What was trained on what, how it was held, and what is not known of it."""
+    n, kept, s = len(prepared.examples), int(prepared.kept.sum()), prepared.risks.s
+    adapter = "" if config.full else "library_name: peft\n"
+    tags = "activation-critic" + ("" if config.full else ", lora")
+    critic = "none"
+    if config.defence.needs_risk:
+        critic = f"{name_of(config.critic)} ({_options(config.critic)})"
+    return f"""---
+base_model: {config.model}
+{adapter}tags: [{tags}]
+---
+# {config.model}, fine-tuned with {name_of(config.defence)}
+
+L = alpha NLL + beta KL(pi_ref || pi_theta) over answer tokens (arXiv 2602.17546); the reference
+pi_ref is {config.model} itself.
+
+- Data: {config.data or "miniature:mixed"}, {n} rows, {kept} of them trained on, and
+  {len(prepared.anchors)} anchors
+- Critic: {critic}; mean risk {s.mean():.3f}
+- Defence: {name_of(config.defence)} ({_options(config.defence)})
+- Trained: {"all weights" if config.full else f"LoRA ({_options(config.lora)})"}
+- Learning rate {config.rate:g}, {config.epochs:g} epochs, {config.batch_size * config.accumulate}
+  examples a step and process, seed {config.seed}
+- At the last step: NLL {last["nll"]:.3f}, KL {last["kl"]:.3f} nats per answer token
+
+What it refuses and what it complies with has to be measured, beside the model it came from:
+
+    python -m regularize.evaluate --model {config.model} --adapter FOLDER
+"""
+
+
+def _options(chosen: Any) -> str:
+    options = asdict(chosen).items()
+    return ", ".join(f"{name} {_plain(value)}" for name, value in options) or "no options"
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,279 @@
+"""What `python -m regularize.train` does, from the data to the run's folder.
+
+OUT/config.json           the arguments, and the releases of the libraries in use
+OUT/data.jsonl            the training rows with their risk, training data again
+OUT/adapter_*             the adapter (or, with --full, the model), and README.md, its card
+OUT/steps.{parquet,csv}   loss, NLL, KL, mean risk, mean beta and gradient norm of each step
+OUT/checkpoints/          removed when the run is finished
+OUT/done.json             written last
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from analysis import results
+from analysis.rows import StepRow
+from probes import models
+from probes.errors import InputError
+from probes.manifest import slug, versions_of
+from probes.models import ChatModel
+from regularize import card, data, show
+from regularize.critics import Critic
+from regularize.critics.probe import ProbeCritic
+from regularize.data import Example
+from regularize.plugins import name_of
+from regularize.prepare import Prepared, prepare
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer
+
+    from regularize.train import TrainConfig
+
+CONFIG, DATA, DONE = "config.json", "data.jsonl", "done.json"
+SWEEPS = Path("runs/layer_sweep")
+
+
+def fine_tune(config: TrainConfig) -> None:
+    """Assess the risks, show them, train, save.
+
+    Raises:
+        InputError: Something given cannot be used, or OUT holds another run.
+    """
+    from regularize.trainer import RegularizedTrainer
+
+    show.without_noise()
+    args = _arguments(config)
+    first = args.process_index == 0
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False, quiet=not first)
+    _same_run(config)
+    examples = data.load(config.data or "miniature:mixed", seed=config.seed)
+    chat = models.load(
+        config.model,
+        revision=config.revision,
+        dtype=config.dtype,
+        device_map=config.device_map,
+        chat_template=config.chat_template,
+    )
+    anchors = _anchors(config, chat)
+    assessed = config.defence.needs_risk or config.risk_only
+    prepared = prepare(
+        chat,
+        examples,
+        critic=_critic(config) if assessed else None,
+        defence=config.defence,
+        anchors=anchors,
+        max_length=config.max_length or models.context_length(chat.model),
+    )
+    show.data(prepared, chat, console)
+    if assessed:
+        show.risks(prepared, console)
+    if first:
+        _write_data(prepared, config.out)
+    console.print(f"risks: {config.out / DATA}", markup=False, soft_wrap=True)
+    if config.risk_only:
+        return
+    if first:
+        results.replace({config.out / CONFIG: _to_json(config).encode()})
+
+    trainer = RegularizedTrainer(
+        chat.model,
+        args,
+        prepared,
+        processing_class=chat.tokenizer,
+        defence=config.defence,
+        peft_config=None if config.full else _lora(config),
+        reference=config.reference,
+        cache=config.cache,
+        callbacks=[show.Progress(console)],
+    )
+    show.quiet(trainer)
+    if trainer.reference is not None:
+        console.print(f"reference: {type(trainer.reference).__name__.lower()}", markup=False)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(config.out / "checkpoints"))
+    _save(trainer, chat.tokenizer, prepared, config)
+    last = trainer.state.log_history[-2]
+    console.print(
+        f"learnt in {trainer.state.global_step} steps: NLL {last['nll']:.3f}, KL {last['kl']:.3f} "
+        "nats per answer token at the last"
+    )
+    what = "--model" if config.full else f"--model {config.model} --adapter"
+    console.print(
+        f"saved in {config.out}; what became of it:\n"
+        f"  python -m regularize.evaluate {what} {config.out}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _arguments(config: TrainConfig) -> Any:
+    import torch
+    from transformers import TrainingArguments
+
+    # Named only where it is wanted: its name is changing.
+    checkpointing: dict[str, Any] = (
+        {"gradient_checkpointing": True} if config.gradient_checkpointing else {}
+    )
+    return TrainingArguments(
+        str(config.out / "checkpoints"),
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulate,
+        num_train_epochs=config.epochs,
+        learning_rate=config.rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.clip,
+        logging_steps=1,
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        report_to=list(config.report_to) or "none",
+        seed=config.seed,
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        **checkpointing,
+    )
+
+
+def _lora(config: TrainConfig) -> Any:
+    from peft import LoraConfig
+
+    targets = config.lora.targets
+    return LoraConfig(
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=targets[0] if targets == ("all-linear",) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _critic(config: TrainConfig) -> Critic:
+    """The critic; a probe that is not named is the one that the model's sweep has left."""
+    critic = config.critic
+    if not isinstance(critic, ProbeCritic) or critic.path is not None:
+        return critic
+    from dataclasses import replace
+
+    folder = SWEEPS / slug(config.model)
+    found = sorted(path.parent for path in folder.glob("*/probe/config.json"))
+    if not found and config.is_miniature:
+        from probes import layer_sweep
+        from probes.layer_sweep import SweepConfig
+
+        layer_sweep.main(SweepConfig(models=(config.model,)))
+        found = sorted(path.parent for path in folder.glob("*/probe/config.json"))
+    if len(found) > 1:
+        raise InputError(
+            f"the sweep of {config.model} has left several probes; choose one with "
+            f"critic:probe --critic.path: {', '.join(map(str, found))}"
+        )
+    return replace(critic, path=str(found[0])) if found else critic
+
+
+def _anchors(config: TrainConfig, chat: ChatModel) -> list[Example]:
+    if config.anchors is None:
+        return []
+    prompts = data.prompts_of(config.anchors, seed=config.seed)
+    return data.answered(chat, prompts, max_new_tokens=config.anchor_tokens)
+
+
+def _write_data(prepared: Prepared, out: Path) -> None:
+    """The training rows with their risk: training data again, for critic:column."""
+    flagged = prepared.risks.flagged
+    lines = [
+        json.dumps(
+            {
+                "prompt": list(example.prompt),
+                "completion": example.answer,
+                **({} if example.label is None else {"label": example.label}),
+                "risk": float(prepared.risks.s[i]),
+                **({} if flagged is None else {"flagged": bool(flagged[i])}),
+                "kept": bool(prepared.kept[i]),
+                "where": example.where,
+            },
+            ensure_ascii=False,
+        )
+        for i, example in enumerate(prepared.examples)
+    ]
+    results.replace({out / DATA: ("\n".join(lines) + "\n").encode()})
+
+
+def _to_json(config: TrainConfig) -> str:
+    versions = versions_of("activation-critic", "torch", "transformers", "peft", "accelerate")
+    named = {"critic": name_of(config.critic), "defence": name_of(config.defence)}
+    written = {**asdict(config), "named": named, "versions": versions}
+    return json.dumps(written, indent=2, default=str) + "\n"
+
+
+def _same_run(config: TrainConfig) -> None:
+    """Refuse a folder that holds another run."""
+    path = config.out / CONFIG
+    if not path.is_file():
+        return
+    theirs, ours = json.loads(path.read_text()), json.loads(_to_json(config))
+    ignored = {"versions", "risk_only", "report_to"}
+    other = [name for name in ours if name not in ignored and theirs.get(name) != ours[name]]
+    if other:
+        raise InputError(
+            f"{config.out} holds another run, with other {', '.join(other)}; give another --out, "
+            "or delete that folder"
+        )
+    if (config.out / DONE).is_file():
+        raise InputError(
+            f"{config.out} holds this very run, finished; delete the folder to do it again"
+        )
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that is whole; what a killed run left half-written is removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    while found:
+        newest = found.pop()
+        try:  # the state is written last
+            json.loads((newest / "trainer_state.json").read_text())
+            return str(newest)
+        except (OSError, ValueError):
+            shutil.rmtree(newest)
+    return None
+
+
+def _save(
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, config: TrainConfig
+) -> None:
+    """The adapter or the model, its card, the log; then the checkpoints are not needed."""
+    if not trainer.is_world_process_zero():
+        return
+    # Not by Trainer.save_model, which adds a pickle of its arguments.
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    model.save_pretrained(config.out)
+    tokenizer.save_pretrained(config.out)
+    steps = [entry for entry in trainer.state.log_history if "nll" in entry]
+    about = {
+        "model": config.model,
+        "defence": name_of(config.defence),
+        "critic": name_of(config.critic) if config.defence.needs_risk else "none",
+        "attack": config.data or "miniature:mixed",
+        "harmful_share": data.harmful_share(prepared.examples),
+        "learning_rate": config.rate,
+        "seed": config.seed,
+    }
+    results.write([_step(about, entry) for entry in steps], config.out / "steps")
+    written = card.text(config, prepared, steps[-1])
+    results.replace({config.out / "README.md": written.encode()})
+    results.replace({config.out / DONE: json.dumps({"steps": len(steps)}).encode()})
+    shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
+
+
+def _step(about: dict[str, Any], entry: dict[str, Any]) -> StepRow:
+    names: Sequence[str] = ("loss", "nll", "kl", "risk", "beta", "grad_norm")
+    values: dict[str, Any] = {name: float(entry[name]) for name in names}
+    return StepRow(**about, step=entry["step"], **values)

@@ -1,0 +1,132 @@
+"""What a person sees before and during training: the data, their risks, the progress."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tqdm import tqdm
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.utils import logging
+
+from probes.models import ChatModel
+from regularize.data import supervised
+from regularize.prepare import Prepared
+
+SPANS = 3
+EXTREMES = 5
+BINS = 10
+BAR = 40
+
+
+def data(prepared: Prepared, chat: ChatModel, console: Console) -> None:
+    """How much there is, and the very text that is learnt of a few rows."""
+    n, n_tokens = len(prepared.encoded), sum(map(_answer_tokens, prepared.encoded))
+    shortened = sum(one.shortened for one in prepared.encoded)
+    console.print(
+        f"{n} rows, {n_tokens} answer tokens"
+        + (f"; {shortened} answers lose their end to --max-length" if shortened else "")
+        + (f"; {len(prepared.anchors)} anchors beside them" if prepared.anchors else "")
+    )
+    for example, one in list(zip(prepared.examples, prepared.encoded, strict=True))[:SPANS]:
+        console.print(
+            f"  learnt of {escape(example.where)}: "
+            f"{escape(_clip(repr(supervised(one, chat.tokenizer)), 70))}"
+        )
+
+
+def risks(prepared: Prepared, console: Console) -> None:
+    """A histogram of s, and the riskiest and the least risky rows, to be looked at."""
+    s = prepared.risks.s
+    labels = [example.label for example in prepared.examples]
+    known = None not in labels
+    table = Table(title="risk s of the training rows", title_justify="left")
+    for heading, justify in (("s", "left"), ("rows", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    if known:
+        table.add_column("labelled harmful", justify="right")
+    table.add_column("")
+    counts, edges = np.histogram(s, bins=BINS, range=(0, 1))
+    place = np.minimum((s * BINS).astype(int), BINS - 1)
+    for i, count in enumerate(counts):
+        harmful = [str(sum(labels[row] or 0 for row in np.flatnonzero(place == i)))]
+        bar = "█" * int(np.ceil(BAR * count / max(counts)))
+        cells = (f"{edges[i]:.1f} to {edges[i + 1]:.1f}", str(count))
+        table.add_row(*cells, *(harmful if known else []), bar)
+    console.print(table)
+    if prepared.risks.flagged is not None:
+        n = int(prepared.risks.flagged.sum())
+        console.print(f"{n} of {len(s)} rows lie above the critic's threshold")
+    if not prepared.kept.all():
+        console.print(f"{int((~prepared.kept).sum())} rows are left out of training")
+    order = np.argsort(-s, kind="stable")
+    n = min(EXTREMES, len(order) // 2)
+    for title, chosen in (("riskiest", order[:n]), ("least risky", order[::-1][:n])):
+        console.print(f"{title}:")
+        for row in chosen:
+            example = prepared.examples[row]
+            text = _clip(" ".join(example.text.split()), 60)
+            console.print(f"  {s[row]:.3f}  {escape(example.where)}: {escape(text)}")
+
+
+class Progress(TrainerCallback):
+    """A bar with the time left, NLL and KL."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:  # noqa: ARG002
+        """Open it."""
+        self._bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="training",
+            unit="step",
+            mininterval=1.0,
+            disable=self._console.quiet,
+        )
+
+    def on_log(
+        self,
+        args: Any,  # noqa: ARG002
+        state: Any,
+        control: Any,  # noqa: ARG002
+        logs: dict[str, float] | None = None,
+        **options: Any,  # noqa: ARG002
+    ) -> None:
+        """Move it on."""
+        if self._bar is not None and logs and "nll" in logs:
+            self._bar.set_postfix_str(f"NLL {logs['nll']:.3f} KL {logs['kl']:.3f}", refresh=False)
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:  # noqa: ARG002
+        """Close it."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def without_noise() -> None:
+    """Without the libraries' notes to their own developers."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
+
+
+def quiet(trainer: Trainer) -> None:
+    """Without transformers' own printing of every log."""
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+
+
+def _answer_tokens(one: Any) -> int:
+    return len(one.labels) - next(i for i, label in enumerate(one.labels) if label >= 0)
+
+
+def _clip(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."

@@ -1,0 +1,170 @@
+"""Fine-tune a chat model on data that you do not trust, and keep it refusing.
+
+A critic gives each training example a risk s. Risky examples are held to the reference policy, the
+rest is learnt: L = alpha NLL + beta KL(pi_ref || pi_theta), beta = beta_min + (beta_max - beta_min)
+s, alpha = 1 - beta (arXiv 2602.17546). The critic is gone after training: the model costs nothing
+more to run.
+
+Run as:
+    python -m regularize.train
+    python -m regularize.train --model ./my-model --data theirs.jsonl --risk-only
+    python -m regularize.train --model ./my-model --data theirs.jsonl --out runs/ft
+        critic:probe --critic.path runs/layer_sweep/my-model/xstest/probe
+        defence:adaptive-kl --defence.beta-max 1 --defence.shape sharpened
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from probes.errors import InputError
+from regularize import critics, defences
+from regularize.critics import Critic
+from regularize.critics.probe import ProbeCritic
+from regularize.defences import Defence
+from regularize.defences.adaptive_kl import AdaptiveKL
+from regularize.plugins import choices
+
+if TYPE_CHECKING:
+    AnyCritic = Critic
+    AnyDefence = Defence
+else:  # one choice for each file of the folder
+    AnyCritic = choices(critics, Critic)
+    AnyDefence = choices(defences, Defence)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapter (peft)."""
+
+    r: int = 8
+    """Rank."""
+    alpha: int = 16
+    """Scale of the adapter: alpha / r."""
+    dropout: float = 0.0
+    """Share of the adapter's inputs that are dropped in training."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names of the linear layers that get one; all-linear is every one but the head."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What to fine-tune, on what, and how. Saved as config.json in the run's folder."""
+
+    model: str = "miniature/llama"
+    """The aligned chat model, which is also the reference: hub id, folder, .gguf file, or
+    miniature/FAMILY."""
+    data: str | None = None
+    """Training rows with messages, or prompt and completion: a .jsonl, .csv, .tsv or .parquet file,
+    hub:org/name[:config][:split], miniature:mixed[:SHARE] or miniature:all-harmful. Default for a
+    miniature: miniature:mixed, a new task with 9 % harmful rows."""
+    out: Path = Path("runs/ft")
+    """Folder of the run: the adapter, its card, the risks, the log, checkpoints. A run that was
+    stopped goes on from its last checkpoint."""
+    critic: AnyCritic = field(default_factory=ProbeCritic)
+    """Where the risk s of each example comes from."""
+    defence: AnyDefence = field(default_factory=AdaptiveKL)
+    """How the risk decides what is learnt."""
+    anchors: str | None = None
+    """Prompts without labels that the model is to go on answering as it does: a file, or a prompt
+    set; the reference answers them once, and they enter training with beta = 1."""
+    anchor_tokens: int = 256
+    """Longest answer to an anchor (tokens)."""
+    risk_only: bool = False
+    """Show the risks and stop before training."""
+    lora: Lora = field(default_factory=Lora)
+    """The adapter."""
+    full: bool = False
+    """Train all weights instead of an adapter."""
+    learning_rate: float | None = None
+    """Peak, after a warm-up, before a cosine to zero. Default: 2e-4, for miniatures 2e-3, for
+    --full a tenth of it."""
+    epochs: float = 5
+    """Passes over the data."""
+    batch_size: int = 16
+    """Examples in one forward pass."""
+    accumulate: int = 1
+    """Forward passes in one optimizer step."""
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.0
+    """AdamW's."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    reference: Literal["auto", "cached", "adapter-off", "copy"] = "auto"
+    """Where the reference policy comes from: computed once and kept on disk, by switching the
+    adapter off, or by a frozen copy. auto: cached where the disk has room."""
+    cache: Path = Path("runs/cache")
+    """Folder for the cached reference."""
+    max_length: int | None = None
+    """Longest example (tokens); an answer that goes on beyond loses its end. Default: the model's
+    context."""
+    save_steps: int = 100
+    """Optimizer steps between two checkpoints: what a killed run loses at most."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that transformers knows: tensorboard, wandb, ..."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit) of the model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the weights; auto is the checkpoint's own."""
+    device_map: str | None = None
+    """Where the weights go, as in transformers. Default: a GPU if any."""
+    chat_template: str | None = None
+    """A Jinja file, or 'plain' (User: ... Assistant:), for base models that have none."""
+    seed: int = 0
+    """Seed of order, adapter and generated data."""
+
+    def check(self) -> None:
+        """Raise InputError for what cannot work, before anything is loaded."""
+        self.defence.check()
+        if self.data is None and not self.is_miniature:
+            raise InputError(
+                f"--data names no training rows for {self.model}; give a file such as --data "
+                "theirs.jsonl (only the miniatures have a default)"
+            )
+        for name in ("epochs", "batch_size", "accumulate", "save_steps", "clip", "anchor_tokens"):
+            if getattr(self, name) <= 0:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} {getattr(self, name)}: must be more than zero")
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise InputError(f"--learning-rate {self.learning_rate}: must be more than zero")
+        if self.lora.r < 1 or not self.lora.targets:
+            raise InputError("--lora.r must be at least 1, and --lora.targets name a layer")
+
+    @property
+    def is_miniature(self) -> bool:
+        """Whether it is a shipped miniature, which brings its own data."""
+        return self.model.startswith("miniature/")
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate."""
+        default = (2e-3 if self.is_miniature else 2e-4) / (10 if self.full else 1)
+        return default if self.learning_rate is None else self.learning_rate
+
+
+def main(config: TrainConfig) -> None:
+    """Assess, show, train, save.
+
+    Raises:
+        InputError: Something given cannot be used. Checkpoints that were written are kept.
+    """
+    config.check()
+    from regularize.fine_tuning import fine_tune
+
+    fine_tune(config)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    from probes.commands import run
+
+    sys.exit(
+        run(main, tyro.cli(TrainConfig, prog="python -m regularize.train", description=__doc__))
+    )
