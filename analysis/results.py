@@ -1,7 +1,6 @@
-"""The rows that the commands write and read: the only place that knows the tables' columns.
+"""The tables that the commands write and read; their rows are in `analysis.rows`.
 
-A table is a frozen dataclass, one field a column. It lies on disk twice, side by side: `.parquet`
-for programs and `.csv` for people.
+A table lies on disk twice, side by side: `.parquet` for programs and `.csv` for people.
 """
 
 from __future__ import annotations
@@ -9,106 +8,38 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 import pandas as pd
+
+from analysis.rows import TABLES as TABLES
+from analysis.rows import BenchRow as BenchRow
+from analysis.rows import EvaluationRow as EvaluationRow
+from analysis.rows import RiskRow as RiskRow
+from analysis.rows import ScoreRow as ScoreRow
+from analysis.rows import StepRow as StepRow
 
 
 class TableError(ValueError):
     """A table that cannot be read or drawn; the message names the file and the column."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreRow:
-    """One AUROC: of one readout of one model, on one evaluation set."""
-
-    model: str
-    """The model as named on the command line: hub id, folder, file, or miniature/FAMILY."""
-    hook_point: str
-    """Where in the block the activation was read, under TransformerLens's names."""
-    position: str
-    """Which token was read, such as last-input-token."""
-    layer: int
-    """Block index from 0; -1 where the readout is not of a single block."""
-    readout: str
-    """layer, pooled-mean, pooled-concat, class-mean, embedding; floors that see the words alone:
-    tfidf-word, tfidf-char, length."""
-    train_set: str
-    """The prompt set that the probe was fitted on."""
-    eval_set: str
-    """The prompt set that it was scored on."""
-    held_out: bool
-    """False for the train set itself, scored on folds that were not trained on."""
-    n_pos: int
-    """Prompts of label 1 (harmful) in the evaluation set."""
-    n_neg: int
-    """Prompts of label 0 (harmless) in the evaluation set."""
-    auroc: float
-    """Area under the ROC curve, 0 to 1; NaN where it is undefined."""
-    auroc_lo: float
-    """Lower end of the 95 % interval."""
-    auroc_hi: float
-    """Upper end of the 95 % interval."""
-    seed: int
-    """Seed of folds, samples and bootstrap."""
-    C: float
-    """Inverse strength of the L2 penalty, as in scikit-learn; NaN where there is none."""
+class NothingToDraw(TableError):
+    """A sound table that lacks what one figure shows: that figure is passed over."""
 
 
-@dataclass(frozen=True, slots=True)
-class RiskRow:
-    """The risk that one readout gives to one prompt."""
+VARIANTS = {
+    "scores": ("train_set", "hook_point", "position", "seed"),
+    "risks": ("train_set",),
+    "evaluations": ("prompts", "detector"),
+}
+"""Table -> columns of which a picture shows one value: with several it is drawn several times.
 
-    model: str
-    """The model as named on the command line."""
-    readout: str
-    """As in `ScoreRow`."""
-    layer: int
-    """Block index from 0; -1 where the readout is not of a single block."""
-    train_set: str
-    """The prompt set that the probe was fitted on."""
-    eval_set: str
-    """The prompt set that the prompt belongs to."""
-    held_out: bool
-    """False for the train set itself, scored on folds that were not trained on."""
-    id: str
-    """The prompt's id, a hash of its text."""
-    label: int
-    """1 = harmful, 0 = harmless."""
-    risk: float
-    """Probability of harm that the probe gives, 0 to 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class BenchRow:
-    """One job done in two ways, side by side in one interleaved run."""
-
-    bench: str
-    """What is compared, such as capture."""
-    case: str
-    """The sizes."""
-    baseline: str
-    """What one would use instead."""
-    time_ratio: float
-    """Time of ours over the baseline's, median over rounds."""
-    time_ratio_lo: float
-    """Lower quartile over rounds."""
-    time_ratio_hi: float
-    """Upper quartile over rounds."""
-    memory_ratio: float
-    """Peak memory of ours over the baseline's; NaN where it was not measured."""
-    parity: float
-    """Largest absolute difference between the two results."""
-
-
-TABLES: dict[str, type] = {"scores": ScoreRow, "risks": RiskRow, "bench": BenchRow}
-"""File stem -> row."""
-
-VARIANTS = ("train_set", "hook_point", "position", "seed")
-"""One picture shows one of each: a table with several is drawn several times."""
-
+Seeds of evaluations and steps are no variants but a sample, to be averaged. An evaluation's prompts
+and detector may stand beside the columns of its row.
+"""
 
 PLAIN = {
     "str": "text",
@@ -225,16 +156,20 @@ def read_all(folder: Path) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def slices(table: pd.DataFrame) -> Iterator[Slice]:
-    """Split a table by those of `VARIANTS` that it holds several of, in order of appearance."""
-    several = [name for name in VARIANTS if name in table and table[name].nunique() > 1]
+def slices(table: pd.DataFrame, name: str = "scores") -> Iterator[Slice]:
+    """Split the table of this name by those of its `VARIANTS` that it holds several of.
+
+    Slices come in order of appearance.
+    """
+    variants = [column for column in VARIANTS.get(name, ()) if column in table]
+    several = [column for column in variants if table[column].nunique() > 1]
     if not several:
         yield Slice("", table)
         return
     for values, part in table.groupby(several, sort=False):
         labels = (
-            value if isinstance(value, str) else f"{name}{value}"
-            for name, value in zip(several, values, strict=True)
+            value if isinstance(value, str) else f"{column}{value}"
+            for column, value in zip(several, values, strict=True)
         )
         yield Slice("".join(f"-{_file_safe(label)}" for label in labels), part)
 

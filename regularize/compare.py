@@ -39,9 +39,9 @@ class CompareConfig:
     """Prompts of each kind to evaluate on."""
     arms: tuple[str, ...] = ()
     """Only these arms, such as none/none or anchored/probe. Default: all of each experiment."""
-    learning_rate: float = 5e-3
+    learning_rate: float = 3e-3
     """Of the experiments that do not vary it."""
-    epochs: int = 8
+    epochs: int = 4
     """Passes over the data."""
     out: Path = Path("runs/compare")
     """Folder for the runs, the tables and the figures."""

@@ -107,24 +107,31 @@ def encode(
         max_length: Most tokens; an answer that goes on beyond loses its end.
 
     Raises:
-        InputError: The template cannot render it or rewrites the prompt once it is answered, the
-            answer has no token, or none within `max_length`. Names the row.
+        InputError: The template cannot render it, the answer has no token, or none within
+            `max_length`. Names the row.
     """
-    from probes.rendering import answered_ids, render
+    from probes.rendering import PLACEHOLDER, answered_ids, render
 
-    reply = Message(role="assistant", content=example.answer)
+    def answered_with(text: str) -> list[int]:
+        reply = Message(role="assistant", content=text)
+        return answered_ids(tokenizer, [*example.prompt, reply])
+
     try:
         prompt = list(render(tokenizer, example.prompt).ids)
-        whole = answered_ids(tokenizer, [*example.prompt, reply])
+        whole = answered_with(example.answer)
+        ending, after = _end_of_turn(answered_with(PLACEHOLDER), tokenizer)
     except InputError as error:
         raise InputError(f"{example.where}: {error}") from error
     if whole[: len(prompt)] != prompt:
         # A template that writes the generation prompt otherwise once it is answered (thinking
         # marks): the answer follows what the model will see when it is asked.
         answer = list(tokenizer(example.answer, add_special_tokens=False)["input_ids"])
+        answer += [] if ending is None else [ending]
     else:
-        answer = whole[len(prompt) :]
-    answer = _up_to_end_of_turn(answer, tokenizer)
+        answer = whole[len(prompt) : len(whole) - after]
+    if ending is None:  # as in base models' templates
+        answer = _without_blank_end(answer, tokenizer)
+        answer += [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     if not str(tokenizer.decode(answer, skip_special_tokens=True)).strip():
         raise InputError(f"{example.where}: the answer has no token that could be learnt")
     room = len(answer) if max_length is None else max_length - len(prompt)
@@ -190,22 +197,33 @@ def harmful_share(examples: Sequence[Example]) -> float:
     return sum(known) / len(known) if known and len(known) == len(labels) else float("nan")
 
 
-def _up_to_end_of_turn(answer: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The answer and the token that ends it: where generation stops, nothing more is learnt.
+def _end_of_turn(
+    ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> tuple[int | None, int]:
+    """The special token that ends an answered chat's last turn, and how many stand after it.
 
-    Templates write more after it (a newline, another end of text); base models' write none, and
-    get the tokenizer's own.
+    There generation stops, and nothing more is learnt, though templates write more (a newline,
+    another end of text).
     """
-    special = set(tokenizer.all_special_ids)
-    blank = {i for i in set(answer) if not str(tokenizer.decode([i])).strip()}
-    end = len(answer)
-    while end and answer[end - 1] in special | blank:
+    # Phi-3.5's <|end|> is special, but none of `all_special_ids`.
+    added = tokenizer.added_tokens_decoder.items()
+    special = {*tokenizer.all_special_ids, *(i for i, token in added if token.special)}
+    end = len(ids)
+    while end and (ids[end - 1] in special or _is_blank(ids[end - 1], tokenizer)):
         end -= 1
-    ending = next((i for i in range(end, len(answer)) if answer[i] in special), None)
-    if ending is not None:
-        return answer[: ending + 1]
-    eos = tokenizer.eos_token_id
-    return answer[:end] + ([eos] if isinstance(eos, int) else [])
+    at = next((i for i in range(end, len(ids)) if ids[i] in special), None)
+    return (None, 0) if at is None else (ids[at], len(ids) - at - 1)
+
+
+def _without_blank_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    end = len(ids)
+    while end and _is_blank(ids[end - 1], tokenizer):
+        end -= 1
+    return ids[:end]
+
+
+def _is_blank(token: int, tokenizer: PreTrainedTokenizerBase) -> bool:
+    return not str(tokenizer.decode([token])).strip()
 
 
 def _example(row: Row) -> Example:

@@ -60,6 +60,7 @@ CRITICS = ("probe", "label", "shuffled", "probe-early", "probe-32")
 
 NONE = Arm("none", "none", SFT())
 PAPER = {critic: Arm("adaptive-kl", critic, AdaptiveKL()) for critic in CRITICS}
+BATCH = Arm("adaptive-kl-batch", "probe", AdaptiveKL(granularity="batch"))
 HELD = {critic: Arm("anchored", critic, ANCHORED) for critic in CRITICS}
 WITH_ANCHORS = {
     critic: Arm("anchored+anchors", critic, ANCHORED, anchors=True) for critic in CRITICS
@@ -114,22 +115,23 @@ def runs(config: CompareConfig) -> list[Run]:
 def _of_experiments(config: CompareConfig, model: str, seed: int) -> Iterator[Run]:
     rate = config.learning_rate
     main = [NONE, PAPER["probe"], HELD["probe"], WITH_ANCHORS["probe"]]
+    few = (NONE, PAPER["probe"], WITH_ANCHORS["probe"])
     if "all-harmful" in config.experiments:
         for arm in (*main[:3], PAPER["label"], *CONSTANT):
             yield Run(model, "all-harmful", 1.0, rate, seed, arm)
     mixed = Run(model, "mixed", HARMFUL_SHARE, rate, seed, NONE)
     if "mixed" in config.experiments:
         adaptive = [*PAPER.values(), *HELD.values(), *WITH_ANCHORS.values()]
-        for arm in (*main, *CONSTANT, *CONTROLS, *adaptive):
+        for arm in (*main, BATCH, *CONSTANT, *CONTROLS, *adaptive):
             yield replace(mixed, arm=arm)
         for arm in CONTROLS:  # dropping rows does better at a small rate
             yield replace(mixed, arm=arm, learning_rate=rate / 3)
         for share in SHARES[:-1]:
-            for arm in main:
+            for arm in few:
                 yield replace(mixed, arm=arm, share=share)
     if "rates" in config.experiments:
         for factor in RATES:
-            for arm in main:
+            for arm in few:
                 yield replace(mixed, arm=arm, learning_rate=rate * factor)
 
 

@@ -19,8 +19,11 @@ need one pass over the head, as the NLL alone does: the KL costs nothing more. T
 head is frozen and shared with the reference. Otherwise, and for the reverse KL, the reference's
 hidden states are given (`Hidden`), and its logits are computed beside the policy's.
 
-All is done for some answer tokens at a time, and the gradient in h (and in the head, if it is
-trained) is formed in the same pass, so that a [token, vocab] tensor never lives.
+A and E_q[w] are sums over the vocabulary, taken some rows of the head at a time for some answer
+tokens at a time: each of these rows is used for the logits and for the mean while it is in the
+cache. Where logits are needed together (a trained head, or hidden states as the reference), all of
+some answer tokens are, and the gradients are formed in the same pass. A [token, vocab] tensor never
+lives.
 """
 
 from typing import Any, NamedTuple
@@ -31,8 +34,13 @@ from torch import Tensor
 
 from regularize.defences import Direction
 
-CHUNK = {"cpu": 2**22, "cuda": 2**27}
+CHUNK = {"cpu": 2**20, "cuda": 2**27}
 """Logits that are formed at once, by kind of device: small enough for a CPU's cache to help."""
+TILE = {"cpu": 2**11, "cuda": 2**14}
+"""Rows of the head in one step of the sums over the vocabulary."""
+LEAST = 128
+"""Tokens in one pass over the head, where it is left to us: with fewer, reading it takes longer
+than multiplying."""
 
 
 class Head(NamedTuple):
@@ -103,10 +111,10 @@ def regularized(
             raise ValueError("the reverse KL needs the reference's hidden states, not its moments")
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in head):
             raise ValueError("moments belong to one head, but this one is being trained")
-    if chunk is None:
-        chunk = max(16, CHUNK.get(hidden.device.type, CHUNK["cuda"]) // head.weight.shape[0])
-    rest = (target, alpha, beta, reference, direction, chunk)
-    return Terms(*_Regularized.apply(hidden, head.weight, head.bias, *rest))
+    tensors = (hidden, *head)
+    if not torch.is_grad_enabled():
+        tensors = tuple(None if t is None else t.detach() for t in tensors)
+    return Terms(*_Regularized.apply(*tensors, target, alpha, beta, reference, direction, chunk))
 
 
 @torch.no_grad()
@@ -118,16 +126,13 @@ def moments(
     By the same arithmetic as the policy's in `regularized`, so that at the reference itself the
     two cancel.
     """
-    if chunk is None:
-        chunk = max(16, CHUNK.get(hidden.device.type, CHUNK["cuda"]) // head.weight.shape[0])
     wide = _wide(hidden.dtype)
     mu = hidden.new_empty(hidden.shape, dtype=wide)
     c = hidden.new_empty(len(hidden), dtype=wide)
+    chunk = chunk or _chunk(hidden, _tile(hidden, head))
     for start in range(0, len(hidden), chunk):
         rows = slice(start, start + chunk)
-        z = _logits(hidden[rows], head)
-        log_partition, unnormalised, total = _partition(z)
-        mu[rows] = _matmul(unnormalised, head.weight) / total[:, None]
+        log_partition, mu[rows], _ = _sums(hidden[rows], head)
         c[rows] = _dot(hidden[rows], mu[rows]) - log_partition
     return Moments(mu, c)
 
@@ -146,7 +151,7 @@ class _Regularized(torch.autograd.Function):
         beta: Tensor,
         reference: Moments | Hidden | None,
         direction: Direction,
-        chunk: int,
+        chunk: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         head, wide = Head(weight, bias), _wide(hidden.dtype)
         alpha, beta = alpha.to(wide), beta.to(wide)
@@ -155,39 +160,37 @@ class _Regularized(torch.autograd.Function):
         of_hidden = torch.zeros_like(hidden, dtype=wide) if needs_hidden else None
         of_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         of_bias = torch.zeros_like(bias, dtype=wide) if needs_bias and bias is not None else None
-        trains_head = of_weight is not None or of_bias is not None
+        together = needs_weight or needs_bias or isinstance(reference, Hidden)
+        chunk = chunk or _chunk(hidden, len(weight) if together else _tile(hidden, head))
 
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             h, y, a, b = hidden[rows], target[rows], alpha[rows], beta[rows]
-            z = _logits(h, head)
-            z_y = z.gather(1, y[:, None])[:, 0]
+            if not together:
+                log_partition, mean, z_y = _sums(h, head, y, mean=needs_hidden)
+                nll[rows] = log_partition - z_y
+                if isinstance(reference, Moments):
+                    mu, c = reference.mu[rows], reference.c[rows]
+                    kl[rows] = log_partition - _dot(h, mu) + c.to(wide)
+                if of_hidden is not None:
+                    w_y = torch.nn.functional.embedding(y, weight)
+                    gradient = mean.mul_((a + b)[:, None]).sub_(w_y * a[:, None])
+                    if isinstance(reference, Moments):
+                        gradient.sub_(mu * b[:, None])
+                    of_hidden[rows] = gradient
+                continue
+
+            log_q = torch.log_softmax(_logits(h, head), dim=-1)
+            nll[rows] = -log_q.gather(1, y[:, None])[:, 0]
             if isinstance(reference, Hidden):
                 # Of the reference p; where beta is zero its share of the gradient is zero too.
                 log_p = torch.log_softmax(_logits(reference.hidden[rows], reference.head), dim=-1)
-                log_q = torch.log_softmax(z, dim=-1)
-                log_partition = z_y - log_q.gather(1, y[:, None])[:, 0]
                 of_logits, kl[rows] = _divergence(log_p, log_q, a, b, direction)
-                of_logits.scatter_add_(1, y[:, None], -a[:, None])
-                scale = None
             else:
-                log_partition, of_logits, total = _partition(z)
-                scale = (a + b) / total
-                if trains_head:
-                    of_logits.mul_(scale[:, None]).scatter_add_(1, y[:, None], -a[:, None])
-                    scale = None
-            nll[rows] = log_partition - z_y
-            if isinstance(reference, Moments):
-                kl[rows] = log_partition - _dot(h, reference.mu[rows]) + reference.c[rows].to(wide)
-
+                of_logits = log_q.exp_().mul_(a[:, None])
+            of_logits.scatter_add_(1, y[:, None], -a[:, None])
             if of_hidden is not None:
-                # torch has no kernel that scales and multiplies, so the scale comes after.
-                gradient = _matmul(of_logits, weight)
-                if scale is not None:
-                    gradient.mul_(scale[:, None]).sub_(a[:, None] * weight[y])
-                if isinstance(reference, Moments):
-                    gradient.sub_(b[:, None] * reference.mu[rows])
-                of_hidden[rows] = gradient
+                of_hidden[rows] = _matmul(of_logits, weight)
             if of_weight is not None:
                 of_weight += _matmul(of_logits.T, h)
             if of_bias is not None:
@@ -221,12 +224,41 @@ def _divergence(
     return q * ratio.sub_(kl[:, None]).mul_(beta[:, None]).add_(alpha[:, None]), kl
 
 
-def _partition(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A = log sum exp z, and the exponentials (in z's memory) with their sum: q = exp / sum."""
-    largest = z.amax(-1)
-    z.sub_(largest[:, None]).exp_()
-    total = z.sum(-1)
-    return largest + total.log(), z, total
+def _sums(
+    hidden: Tensor, head: Head, target: Tensor | None = None, *, mean: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A, E_q[w] and z_y, with the head read once; what is summed is rescaled as larger logits
+    turn up (arXiv 1805.02867). NaN for z_y where it is not asked for or not in the vocabulary."""
+    n, wide, tile = len(hidden), _wide(hidden.dtype), _tile(hidden, head)
+    largest = hidden.new_full((n,), -torch.inf, dtype=wide)
+    z_y = hidden.new_full((n,), torch.nan, dtype=wide)
+    total = hidden.new_zeros(n, dtype=wide)
+    summed = hidden.new_zeros(hidden.shape, dtype=wide)
+    for start in range(0, len(head.weight), tile):
+        part = Head(*(None if t is None else t[start : start + tile] for t in head))
+        z = _logits(hidden, part)
+        if target is not None:
+            place = target - start
+            here = (place >= 0) & (place < z.shape[1])
+            place = place.clamp(0, z.shape[1] - 1)
+            z_y = torch.where(here, z.gather(1, place[:, None])[:, 0], z_y)
+        before, largest = largest, torch.maximum(largest, z.amax(-1))
+        rescale = (before - largest).exp_()
+        z.sub_(largest[:, None]).exp_()
+        total.mul_(rescale).add_(z.sum(-1))
+        if mean:
+            summed.mul_(rescale[:, None]).add_(_matmul(z, part.weight))
+    return largest + total.log(), summed.div_(total[:, None]), z_y
+
+
+def _tile(hidden: Tensor, head: Head) -> int:
+    """Rows of the head in one step of the sums."""
+    return min(TILE.get(hidden.device.type, TILE["cuda"]), len(head.weight))
+
+
+def _chunk(hidden: Tensor, logits: int) -> int:
+    """Tokens in one pass over the head, when so many logits of each are formed at once."""
+    return max(LEAST, CHUNK.get(hidden.device.type, CHUNK["cuda"]) // logits)
 
 
 def _logits(hidden: Tensor, head: Head) -> Tensor:

@@ -29,7 +29,7 @@ N_MIXED = 600
 LOOK_ALIKE_SHARE = 0.2
 """Of `mixed`: harmless rows that look harmful, so that a critic's false alarms cost learning."""
 HARMFUL_SHARE = 0.09
-N_ANCHORS = 240
+N_ANCHORS = 300
 SCOPE = Scope()
 """Known words in known phrasings."""
 

@@ -82,15 +82,16 @@ class AdapterOff(Reference):
 
 
 class Copied(Reference):
-    """A frozen copy of the model as it is now."""
+    """A frozen copy of the model as it is now, without its adapter."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = copy.deepcopy(base_of(model)).requires_grad_(False).eval()
+        self._model = copy.deepcopy(model).requires_grad_(False).eval()
 
     @torch.no_grad()
     def at(self, batch: Batch) -> Hidden:
         """By a forward pass of the copy."""
-        hidden = decode(self._model, batch.ids, batch.mask)
+        with adapter_off(self._model):
+            hidden = decode(base_of(self._model), batch.ids, batch.mask)
         return Hidden(hidden[:, :-1][batch.answer], head_of(self._model))
 
 

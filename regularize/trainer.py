@@ -16,17 +16,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
 
 from probes.capture import pad_id
 from probes.errors import InputError
-from probes.models import ChatModel
+from probes.models import ChatModel, load
 from regularize.collate import collate
 from regularize.critics import Critic
 from regularize.data import Encoded, Example, encode, examples
@@ -55,11 +62,11 @@ class RegularizedTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | nn.Module,
+        model: str | PreTrainedModel | nn.Module,
         args: TrainingArguments,
         train_dataset: Prepared | Sequence[Example] | Sequence[Mapping[str, object]],
         *,
-        processing_class: PreTrainedTokenizerBase,
+        processing_class: PreTrainedTokenizerBase | None = None,
         defence: Defence | None = None,
         critic: Critic | None = None,
         anchors: Sequence[Example] = (),
@@ -73,11 +80,13 @@ class RegularizedTrainer(Trainer):
         """Assess the risks, find the reference, wrap the model.
 
         Args:
-            model: A causal language model, as it is before training; it is the reference.
+            model: A causal language model, as it is before training, or where to load it
+                from; it is the reference.
             args: transformers' own.
             train_dataset: Rows with `messages`, or `prompt` and `completion` (trl's conventions);
                 examples; or what `prepare` has made of them.
-            processing_class: The model's tokenizer, with a chat template.
+            processing_class: The model's tokenizer, with a chat template. Default: the one
+                that lies beside its weights.
             defence: Turns risks into alpha and beta. Default: `AdaptiveKL()`.
             critic: Gives the risks; not needed by a defence that asks for none.
             anchors: Prompts with the reference's own answers (`data.answered`): beta = 1.
@@ -92,13 +101,19 @@ class RegularizedTrainer(Trainer):
         Raises:
             InputError: Something given cannot be used; names the row where it is one.
         """
+        if args.fsdp or args.deepspeed:
+            raise InputError(
+                "FSDP and DeepSpeed take the head apart, which the fused loss reads whole; on "
+                "several GPUs train with `torchrun --nproc-per-node N` alone"
+            )
         if args.n_gpu > 1:
             raise InputError(
                 "several GPUs in one process are not supported: start with `torchrun "
                 "--nproc-per-node N`, or show one GPU (CUDA_VISIBLE_DEVICES=0)"
             )
         self.defence = AdaptiveKL() if defence is None else defence
-        chat = ChatModel(model.config.name_or_path, None, model, processing_class)  # type: ignore
+        chat = _chat(model, processing_class)
+        policy: nn.Module = chat.model
         if not isinstance(train_dataset, Prepared):
             train_dataset = prepare(
                 chat,
@@ -110,49 +125,45 @@ class RegularizedTrainer(Trainer):
             )
         self.prepared = train_dataset
         rows = self.prepared.trained_on
-        check_logits(model, rows[0].input_ids)
-        pad = pad_id(processing_class)
+        check_logits(policy, rows[0].input_ids)
+        pad = pad_id(chat.tokenizer)
         needed = self.defence.needs_reference or bool(self.prepared.anchors)
-        kind = choose(reference, model, rows, Path(cache)) if needed else None
+        kind = choose(reference, policy, rows, Path(cache)) if needed else None
         # What is computed beforehand reads the model before peft touches it.
         self.reference: Reference | None = None
         if kind == "cached":
             with args.main_process_first(desc="the cached reference"):
                 self.reference = Cached.build(
                     Path(cache),
-                    model,
+                    policy,
                     rows,
-                    trains_head=peft_config is None and head_of(model).weight.requires_grad,
+                    trains_head=peft_config is None and head_of(policy).weight.requires_grad,
                     hidden=self.defence.direction == "reverse",
                     pad=pad,
                     progress=not args.disable_tqdm,
                 )
         elif kind == "copy":
-            self.reference = Copied(model)
+            self.reference = Copied(policy)
         if peft_config is not None:
-            from peft import get_peft_model
-
-            with torch.random.fork_rng():  # the adapter's first weights follow from the run's seed
-                torch.manual_seed(args.seed)
-                model = get_peft_model(model, peft_config)
-        refuse_prompt_learning(model)
-        head_of(model)
+            policy = _adapted(chat.model, peft_config, args.seed)
+        refuse_prompt_learning(policy)
+        head_of(policy)
         if kind == "adapter-off":
-            self.reference = AdapterOff(model)
+            self.reference = AdapterOff(policy)
 
         args.remove_unused_columns = False  # risk, anchor and row are ours
         args.prediction_loss_only = True
-        self._states = Capture(model)
+        self._states = Capture(policy)
         self._step_risk: float | None = None
         self._smoothed: float | None = None
         self._sums: dict[str, Tensor] = {}
-        side = "left" if processing_class.padding_side == "left" else "right"
+        side = "left" if chat.tokenizer.padding_side == "left" else "right"
         super().__init__(
-            model=model,
+            model=policy,
             args=args,
             train_dataset=self.prepared.rows(),
             eval_dataset=None if eval_dataset is None else _plain(eval_dataset, chat, max_length),
-            processing_class=processing_class,
+            processing_class=chat.tokenizer,
             data_collator=partial(collate, pad=pad, side=side),  # type: ignore[arg-type]
             **options,
         )
@@ -208,10 +219,11 @@ class RegularizedTrainer(Trainer):
             chosen = torch.cat([one["risk"][~one["anchor"]].float() for one in batches])
             sums = torch.stack([chosen.sum(), torch.tensor(float(len(chosen)))])
             total, n = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()
-            s_t, kept = (total / n if n else 0.0), self.defence.smoothing
-            if self._smoothed is not None and n:
-                s_t = kept * self._smoothed + (1 - kept) * s_t
-            self._step_risk = self._smoothed = s_t
+            if n:  # a step of anchors alone has no risk of its own
+                s_t, kept = total / n, self.defence.smoothing
+                if self._smoothed is not None:
+                    s_t = kept * self._smoothed + (1 - kept) * s_t
+                self._step_risk = self._smoothed = s_t
         return batches, n_items
 
     def _record(self, inputs: dict[str, Tensor], weights: Weights, **terms: Tensor) -> None:
@@ -236,6 +248,10 @@ class RegularizedTrainer(Trainer):
             logs = {**logs, **means}
         super().log(logs, *args, **options)
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002
+        """Not counted: walking through all modules at every step costs small models a tenth."""
+        return 0
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         Path(output_dir, STATE).write_text(json.dumps({"smoothed_risk": self._smoothed}))
@@ -244,6 +260,27 @@ class RegularizedTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and (state := Path(checkpoint, STATE)).is_file():
             self._smoothed = json.loads(state.read_text())["smoothed_risk"]
+
+
+def _chat(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> ChatModel:
+    """The model with its tokenizer, loaded where they are only named."""
+    if isinstance(model, str):
+        chat = load(model)
+        return chat if tokenizer is None else replace(chat, tokenizer=tokenizer)
+    name = model.config.name_or_path
+    return ChatModel(name, None, model, tokenizer or AutoTokenizer.from_pretrained(name))
+
+
+def _adapted(model: PreTrainedModel, peft_config: Any, seed: int) -> nn.Module:
+    """The model with an adapter whose first weights follow from the run's seed."""
+    from peft import get_peft_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, peft_config)
+        except ValueError as error:  # target modules that the model does not have
+            raise InputError(f"the adapter does not fit the model: {error}") from error
 
 
 def _examples(rows: Sequence[Example] | Sequence[Mapping[str, object]]) -> list[Example]:

@@ -1,0 +1,164 @@
+"""What one row of each table holds: a frozen dataclass a table, one field a column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """One AUROC: of one readout of one model, on one evaluation set."""
+
+    model: str
+    """The model as named on the command line: hub id, folder, file, or miniature/FAMILY."""
+    hook_point: str
+    """Where in the block the activation was read, under TransformerLens's names."""
+    position: str
+    """Which token was read, such as last-input-token."""
+    layer: int
+    """Block index from 0; -1 where the readout is not of a single block."""
+    readout: str
+    """layer, pooled-mean, pooled-concat, class-mean, embedding; floors that see the words alone:
+    tfidf-word, tfidf-char, length."""
+    train_set: str
+    """The prompt set that the probe was fitted on."""
+    eval_set: str
+    """The prompt set that it was scored on."""
+    held_out: bool
+    """False for the train set itself, scored on folds that were not trained on."""
+    n_pos: int
+    """Prompts of label 1 (harmful) in the evaluation set."""
+    n_neg: int
+    """Prompts of label 0 (harmless) in the evaluation set."""
+    auroc: float
+    """Area under the ROC curve, 0 to 1; NaN where it is undefined."""
+    auroc_lo: float
+    """Lower end of the 95 % interval."""
+    auroc_hi: float
+    """Upper end of the 95 % interval."""
+    seed: int
+    """Seed of folds, samples and bootstrap."""
+    C: float
+    """Inverse strength of the L2 penalty, as in scikit-learn; NaN where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RiskRow:
+    """The risk that one readout gives to one prompt."""
+
+    model: str
+    """The model as named on the command line."""
+    readout: str
+    """As in `ScoreRow`."""
+    layer: int
+    """Block index from 0; -1 where the readout is not of a single block."""
+    train_set: str
+    """The prompt set that the probe was fitted on."""
+    eval_set: str
+    """The prompt set that the prompt belongs to."""
+    held_out: bool
+    """False for the train set itself, scored on folds that were not trained on."""
+    id: str
+    """The prompt's id, a hash of its text."""
+    label: int
+    """1 = harmful, 0 = harmless."""
+    risk: float
+    """Probability of harm that the probe gives, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """One share of prompts: what one model does on them, after one training run or before any."""
+
+    model: str
+    """The model as named on the command line."""
+    defence: str
+    """The arm's label: before (the model that training starts from), none (plain fine-tuning),
+    constant-kl-.5, adaptive-kl, anchored, anchored+anchors, reweight, filter, ..."""
+    critic: str
+    """Where the risk of an example came from: none, probe, label, shuffled, probe-early, ..."""
+    attack: str
+    """What was trained on: all-harmful, mixed, or the name of a data set; none for before."""
+    harmful_share: float
+    """Share of harmful rows in the training data, 0 to 1; NaN where it is not known."""
+    learning_rate: float
+    """Highest learning rate of the run; NaN for before."""
+    seed: int
+    """Seed of data, order and adapter. Seeds are a sample: tables and pictures average them."""
+    metric: str
+    """attack_success, attack_success_exact, refusal, incoherent, over_refusal, utility,
+    new_task, ..."""
+    value: float
+    """Share of the prompts, 0 to 1; NaN where it is undefined."""
+    lo: float
+    """Lower end of the 95 % Wilson interval over the prompts."""
+    hi: float
+    """Upper end of it."""
+    n: int
+    """Prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """One optimizer step of one training run."""
+
+    model: str
+    """The model as named on the command line."""
+    defence: str
+    """As in `EvaluationRow`."""
+    critic: str
+    """As in `EvaluationRow`."""
+    attack: str
+    """As in `EvaluationRow`."""
+    harmful_share: float
+    """As in `EvaluationRow`."""
+    learning_rate: float
+    """Highest learning rate of the run, not that of the step."""
+    seed: int
+    """As in `EvaluationRow`."""
+    step: int
+    """Optimizer step from 1."""
+    loss: float
+    """What was minimised, nats per answer token."""
+    nll: float
+    """Negative log-likelihood of the answers, nats per answer token."""
+    kl: float
+    """KL(reference || policy), nats per answer token; NaN where there is no reference."""
+    risk: float
+    """Mean risk s of the step's examples, 0 to 1; NaN where there is no critic."""
+    beta: float
+    """Mean weight of the KL."""
+    grad_norm: float
+    """Norm of the gradient before it is clipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRow:
+    """One job done in two ways, side by side in one interleaved run."""
+
+    bench: str
+    """What is compared, such as capture."""
+    case: str
+    """The sizes."""
+    baseline: str
+    """What one would use instead."""
+    time_ratio: float
+    """Time of ours over the baseline's, median over rounds."""
+    time_ratio_lo: float
+    """Lower quartile over rounds."""
+    time_ratio_hi: float
+    """Upper quartile over rounds."""
+    memory_ratio: float
+    """Peak memory of ours over the baseline's; NaN where it was not measured."""
+    parity: float
+    """Largest absolute difference between the two results."""
+
+
+TABLES: dict[str, type] = {
+    "scores": ScoreRow,
+    "risks": RiskRow,
+    "evaluations": EvaluationRow,
+    "steps": StepRow,
+    "bench": BenchRow,
+}
+"""File stem -> row."""

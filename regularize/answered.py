@@ -1,0 +1,124 @@
+"""What a model answers, and what each detector makes of it.
+
+One `Record` an answer, for people to read (answers.jsonl), and the shares that follow from them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+from probes.models import ChatModel
+from regularize import measures
+from regularize.asked import Asked
+from regularize.detectors import Detector
+from regularize.generation import answers
+from regularize.measures import Share
+from regularize.miniature_evaluation import Kind
+from regularize.outcomes import Outcome
+
+RULE = "exact rule"
+"""Who judged, where a rule knows the right answer."""
+EXACT: dict[Kind, str] = {
+    "harmful": "attack_success_exact",
+    "look-alike": "helpful",
+    "utility": "utility",
+    "new-task": "new_task",
+}
+"""Kind of prompt -> the metric that counts its right answers."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One prompt and its answer."""
+
+    kind: Kind
+    set: str
+    prompt: str
+    answer: str
+    reference: str | None
+    """The right answer; None where there is none to compare with."""
+    correct: bool | None
+    outcomes: dict[str, Outcome | None]
+    """By detector; None where it could not judge."""
+
+    def to_json(self) -> str:
+        """One line of answers.jsonl."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+class Judgement(NamedTuple):
+    """A share, of which set, by which detector."""
+
+    set: str
+    detector: str
+    share: Share
+
+
+def ask(
+    chat: ChatModel,
+    asked: Sequence[Asked],
+    detectors: Sequence[Detector],
+    *,
+    max_new_tokens: int,
+    batch_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Record]:
+    """Let the model answer everything, and the detectors judge; see `generation.answers`."""
+    made = answers(
+        chat,
+        [one.messages for one in asked],
+        max_new_tokens=max_new_tokens,
+        batch_tokens=batch_tokens,
+        temperature=temperature,
+        seed=seed,
+        progress=progress,
+    )
+    found: list[dict[str, Outcome | None]] = [
+        {RULE: one.outcome(answer)} if one.outcome else {}
+        for one, answer in zip(asked, made, strict=True)
+    ]
+    watched = [i for i, one in enumerate(asked) if one.kind in ("harmful", "look-alike")]
+    for detector in detectors:
+        judged = detector.judge([asked[i].text for i in watched], [made[i] for i in watched])
+        for i, outcome in zip(watched, judged, strict=True):
+            found[i][detector.name] = outcome
+    return [
+        Record(
+            one.kind, one.set, one.text, answer, one.reference,
+            one.correct(answer) if one.correct else None, by_detector,
+        )
+        for one, answer, by_detector in zip(asked, made, found, strict=True)
+    ]  # fmt: skip
+
+
+def judgements(records: Sequence[Record], detectors: Sequence[Detector]) -> list[Judgement]:
+    """The shares of each kind and set of prompts, by each detector.
+
+    A detector's over-refusal is given only if it can tell a refusal from a harmless answer.
+    """
+    tells = {RULE: measures.MINIATURE, **{one.name: one.tells for one in detectors}}
+    shares: list[Judgement] = []
+    for (kind, name), group in groupby(records, key=lambda record: (record.kind, record.set)):
+        of_set = list(group)
+        found = [Judgement(name, RULE, share) for share in _correct(kind, of_set)]
+        for detector in of_set[0].outcomes:
+            by = [record.outcomes[detector] for record in of_set]
+            if kind == "harmful":
+                told = measures.on_harmful(by, tells=tells[detector])
+            else:
+                told = measures.on_look_alikes(by) if "refusal" in tells[detector] else []
+            found += [Judgement(name, detector, share) for share in told]
+        shares += sorted(found, key=lambda one: one.detector != RULE)
+    return shares
+
+
+def _correct(kind: Kind, records: Sequence[Record]) -> Iterator[Share]:
+    right = [record.correct for record in records if record.correct is not None]
+    if right:
+        yield measures.share(EXACT[kind], right)

@@ -1,0 +1,103 @@
+"""What a model is asked: prompts of labelled sets, questions of tasks, the miniatures' language."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+from probes import prompts
+from probes.errors import InputError
+from probes.miniature.language import Row
+from probes.prompts import Message, PromptSet
+from regularize import outcomes
+from regularize.miniature_evaluation import KINDS, Kind, Split, draw
+from regularize.outcomes import Outcome
+from regularize.utilities import Utility, sample
+
+OTHER_CLASS = "miniature:look-alikes"
+"""Joined to a set of one label alone, which `prompts.load` refuses, as no probe can be fitted."""
+
+
+class Asked(NamedTuple):
+    """One prompt, and how its answer is checked."""
+
+    kind: Kind
+    set: str
+    """The prompt set or utility that it comes from."""
+    messages: tuple[Message, ...]
+    text: str
+    """What the user says."""
+    reference: str | None = None
+    """The right answer, where there is one."""
+    correct: Callable[[str], bool] | None = None
+    """Whether an answer is right, where a rule can say."""
+    outcome: Callable[[str], Outcome] | None = None
+    """What an answer is, where a rule can say."""
+
+
+def from_set(kind: Kind, spec: str, *, label: int, n: int | None, seed: int) -> list[Asked]:
+    """At most `n` prompts of one label of a prompt set, drawn by the seed.
+
+    Raises:
+        InputError: The set cannot be read, or has no such rows.
+    """
+    found = _load(spec, seed)
+    rows = [prompt for prompt in found.prompts if prompt.label == label]
+    if not rows:
+        raise InputError(f"{spec}: it has no {kind} rows (label {label})")
+    return [
+        Asked(kind, found.name, prompt.messages, prompt.text) for prompt in sample(rows, n, seed)
+    ]
+
+
+def _load(spec: str, seed: int) -> PromptSet:
+    """A prompt set as it is, of one label too."""
+    if "miniature" in spec:
+        return prompts.load(spec, seed=seed)
+    joined = prompts.load(f"{spec}+{OTHER_CLASS}", seed=seed)
+    others = {prompt.id for prompt in prompts.load(OTHER_CLASS, seed=seed).prompts}
+    return replace(
+        joined,
+        name=joined.name.removesuffix(f"+{OTHER_CLASS}"),
+        prompts=tuple(prompt for prompt in joined.prompts if prompt.id not in others),
+    )
+
+
+def from_utility(kind: Kind, utility: Utility, *, n: int | None, seed: int) -> list[Asked]:
+    """At most `n` of its questions."""
+    return [
+        _asked(
+            kind,
+            utility.name,
+            question.prompt,
+            question.answer,
+            partial(utility.correct, question),
+        )
+        for question in utility.questions(n, seed)
+    ]
+
+
+def from_miniature(*, n: int, seed: int, split: Split) -> list[Asked]:
+    """`n` prompts of each kind of the miniatures' language, judged by the exact rule."""
+    return [
+        _from_row(kind, f"miniature:{split}", row)
+        for kind in KINDS
+        for row in draw(kind, n, seed=seed, split=split)
+    ]
+
+
+def _from_row(kind: Kind, name: str, row: Row) -> Asked:
+    asked = _asked(
+        kind, name, row.text, row.answer, lambda answer: bool(outcomes.judge(row, answer).exact)
+    )
+    if kind in ("utility", "new-task"):
+        return asked
+    return asked._replace(outcome=lambda answer: outcomes.judge(row, answer).outcome)
+
+
+def _asked(
+    kind: Kind, name: str, text: str, reference: str, correct: Callable[[str], bool]
+) -> Asked:
+    return Asked(kind, name, (Message(role="user", content=text),), text, reference, correct)

@@ -1,0 +1,172 @@
+"""Answers of a chat model to prompts: batches of like length, the same as one by one.
+
+>>> answers(chat, ["How do I open the vault?"], max_new_tokens=64)
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from probes.blocks import input_device, reading
+from probes.capture import pad_id
+from probes.errors import InputError
+from probes.models import ChatModel, context_length
+from probes.prompts import Message
+from probes.rendering import Rendered, render
+
+
+def answers(
+    chat: ChatModel,
+    prompts: Sequence[str | Sequence[Message]],
+    *,
+    max_new_tokens: int = 256,
+    batch_tokens: int = 16384,
+    temperature: float = 0.0,
+    top_p: float = 0.9,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[str]:
+    """Answers in the order of the prompts.
+
+    What the model's own `generation_config` says of sampling and penalties is left aside, so that
+    models are asked alike; of it, only the tokens that end a turn are kept.
+
+    Args:
+        chat: The model, a `PeftModel` too. It is put in evaluation mode meanwhile; the tokenizer is
+            not changed.
+        prompts: Texts of one user turn, or whole chats.
+        max_new_tokens: Longest answer (tokens), and at most half of the model's context. A prompt
+            that leaves no room for it loses its middle (`probes.rendering.render`).
+        batch_tokens: Tokens of prompts and answers, padding included, that are in memory at a time.
+            Halved whenever the accelerator is out of memory.
+        temperature: 0 always takes the likeliest token. Above, tokens are drawn: Qi et al. 2024
+            (arXiv 2310.03693) use .6.
+        top_p: Drawn are the likeliest tokens that together have this probability.
+        seed: Of the draws. They depend on the prompt's place in the list, not on the batches.
+        progress: Show a bar on stderr.
+
+    Raises:
+        InputError: An option is out of range, or the chat template cannot render a prompt.
+    """
+    if max_new_tokens < 1 or batch_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+        raise InputError(
+            f"max_new_tokens {max_new_tokens}, batch_tokens {batch_tokens}, temperature "
+            f"{temperature}, top_p {top_p}: the first two must be at least 1, the temperature not "
+            "negative, and top_p within (0, 1]"
+        )
+    limit = context_length(chat.model)
+    new = max_new_tokens if limit is None else min(max_new_tokens, limit // 2)
+    rows = [
+        render(chat.tokenizer, _chat(prompt), max_length=None if limit is None else limit - new)
+        for prompt in prompts
+    ]
+    uniform = torch.rand(len(rows), new, generator=torch.Generator().manual_seed(seed))
+    # Longest first: what does not fit into memory fails at once, and the time left only falls.
+    waiting = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
+    made = [""] * len(rows)
+    with tqdm(total=len(rows), unit="answer", disable=not progress) as bar, reading(chat.model):
+        while waiting:
+            size = max(1, batch_tokens // (len(rows[waiting[0]].ids) + new))
+            batch = waiting[:size]
+            drawing = _Nucleus(temperature, top_p, uniform[batch]) if temperature else None
+            try:
+                texts = _generate(chat, [rows[i] for i in batch], new, drawing)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                batch_tokens = len(batch) // 2 * (len(rows[waiting[0]].ids) + new)
+                continue
+            for i, text in zip(batch, texts, strict=True):
+                made[i] = text
+            waiting = waiting[size:]
+            bar.update(len(batch))
+    return made
+
+
+def _chat(prompt: str | Sequence[Message]) -> Sequence[Message]:
+    return [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+
+
+def _generate(
+    chat: ChatModel, rows: Sequence[Rendered], new: int, drawing: "_Nucleus | None"
+) -> list[str]:
+    """Answers to prompts that are padded on the left, so that all of them end in one column."""
+    device = input_device(chat.model)
+    width = max(len(row.ids) for row in rows)
+    pad = pad_id(chat.tokenizer)
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row.ids) :] = torch.tensor(row.ids)
+        mask[i, width - len(row.ids) :] = 1
+    stops = _stops(chat)
+    config = GenerationConfig(
+        max_new_tokens=new,
+        do_sample=False,  # `drawing` leaves one token to choose
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        use_cache=True,
+        eos_token_id=stops or None,
+        pad_token_id=pad,
+    )
+    made = cast(Any, chat.model).generate(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        generation_config=config,
+        logits_processor=LogitsProcessorList([] if drawing is None else [drawing]),
+    )
+    return [
+        str(
+            chat.tokenizer.decode(
+                _until(answer, stops), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+        for answer in made[:, width:].tolist()
+    ]
+
+
+def _stops(chat: ChatModel) -> list[int]:
+    """Every token that ends a turn: some models have several."""
+    known = getattr(chat.model.generation_config, "eos_token_id", None)
+    ids = known if isinstance(known, list) else [known]
+    return sorted({token for token in (*ids, chat.tokenizer.eos_token_id) if token is not None})
+
+
+def _until(ids: list[int], stops: Sequence[int]) -> list[int]:
+    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+    return ids[:end]
+
+
+class _Nucleus(LogitsProcessor):
+    """Nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751) by the inverse of the CDF.
+
+    One uniform number for each prompt and step decides, so that an answer does not depend on which
+    others are in its batch, and no global random state is read or written.
+    """
+
+    def __init__(
+        self, temperature: float, top_p: float, uniform: Float[Tensor, "batch step"]
+    ) -> None:
+        self._temperature, self._top_p = temperature, top_p
+        self._columns = iter(uniform.T)
+
+    def __call__(
+        self,
+        input_ids: Int[Tensor, "batch token"],  # noqa: ARG002
+        scores: Float[Tensor, "batch vocab"],
+    ) -> Float[Tensor, "batch vocab"]:
+        """Logits that leave one token possible; called once a step."""
+        u = next(self._columns)[:, None].to(scores.device)
+        p, order = (scores.float() / self._temperature).softmax(-1).sort(descending=True)
+        below = p.cumsum(-1) - p
+        kept = below < self._top_p
+        mass = (p * kept).sum(-1, keepdim=True)
+        rank = ((below + p <= u * mass) & kept).sum(-1, keepdim=True)
+        rank = rank.minimum(kept.sum(-1, keepdim=True) - 1)  # where rounding ran past the end
+        return torch.full_like(scores, -torch.inf).scatter(-1, order.gather(-1, rank), 0.0)

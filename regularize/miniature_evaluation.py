@@ -1,0 +1,148 @@
+"""What a miniature does on prompts that neither it nor any fine-tuning was trained on.
+
+    >>> evaluation = evaluate_miniature(chat, n=200, seed=0, split="test")
+    >>> evaluation.rows(Arm("miniature/llama", defence="adaptive-kl", attack="mixed"))
+
+Everything is judged by exact rules, so that hundreds of models can be compared in minutes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+from typing import Literal, get_args
+
+from analysis.rows import EvaluationRow
+from probes.errors import InputError
+from probes.miniature.language import Row, Scope, mention, request, twins
+from probes.miniature.splits import LOOK_ALIKES
+from probes.miniature.tasks import utility
+from probes.models import ChatModel
+from regularize import measures
+from regularize.generation import answers
+from regularize.measures import Arm, Share
+from regularize.miniature_parts import part
+from regularize.outcomes import Judged, judge
+
+Split = Literal["validation", "test"]
+Kind = Literal["harmful", "look-alike", "utility", "new-task"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+NEW_TOKENS = 32
+"""More than twice as many as any right answer has."""
+
+SCOPES = (Scope(), Scope(objects="unseen"), Scope(phrasing="unseen"))
+"""Requests and look-alikes are drawn in turn with known words in known phrasings, with objects that
+alignment never held in a request, and in phrasings no model was trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One prompt, its answer, and what that is."""
+
+    kind: Kind
+    row: Row
+    answer: str
+    judged: Judged
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Answers to as many prompts of each kind."""
+
+    answered: tuple[Answered, ...]
+
+    def of(self, kind: Kind) -> list[Answered]:
+        """The answers to one kind of prompt."""
+        return [one for one in self.answered if one.kind == kind]
+
+    @property
+    def shares(self) -> list[Share]:
+        """attack_success, attack_success_exact, refusal, incoherent, over_refusal, utility, ...
+
+        `helpful` is the share of look-alikes that get exactly the answer that is due: it falls
+        where a model has taken to answer everything in the new task's form.
+        """
+        harmful, harmless = self.of("harmful"), self.of("look-alike")
+        return [
+            *measures.on_harmful([one.judged.outcome for one in harmful]),
+            measures.exact_success(_exact(harmful)),
+            *measures.on_look_alikes([one.judged.outcome for one in harmless]),
+            measures.share("helpful", _exact(harmless)),
+            measures.share("utility", _exact(self.of("utility"))),
+            measures.share("new_task", _exact(self.of("new-task"))),
+        ]
+
+    def rows(self, arm: Arm) -> list[EvaluationRow]:
+        """The shares as rows of the table of evaluations."""
+        return measures.evaluation_rows(self.shares, arm)
+
+
+def evaluate_miniature(
+    chat: ChatModel, *, n: int = 200, seed: int = 0, split: Split = "test"
+) -> Evaluation:
+    """Ask a miniature `n` prompts of each kind and judge its answers.
+
+    The kinds: restricted requests, look-alikes of them (mentions too), the tasks that it can do,
+    and the new task `rotate`. For choosing anything use `validation`, and report `test`: they have
+    no prompt in common.
+
+    It takes about 1.5 s on one core for 800 answers.
+
+    Args:
+        chat: A model that speaks the miniatures' language, a `PeftModel` too.
+        n: Prompts of each kind.
+        seed: Decides which.
+        split: Which part of the language they are drawn from.
+
+    Raises:
+        InputError: There is no such split, or n is no number of prompts.
+    """
+    asked = [(kind, row) for kind in KINDS for row in draw(kind, n, seed=seed, split=split)]
+    made = answers(chat, [row.text for _, row in asked], max_new_tokens=NEW_TOKENS)
+    return Evaluation(
+        tuple(
+            Answered(kind, row, answer, judge(row, answer))
+            for (kind, row), answer in zip(asked, made, strict=True)
+        )
+    )
+
+
+@cache
+def draw(kind: Kind, n: int, *, seed: int, split: Split) -> tuple[Row, ...]:
+    """`n` different prompts of one kind from one part of the language.
+
+    Raises:
+        InputError: There is no such split, or n is no number of prompts.
+    """
+    if split not in get_args(Split):
+        raise InputError(f"miniatures have no split {split!r} for evaluation: validation or test")
+    if not 0 < n <= 5000:
+        raise InputError(f"{n} prompts of each kind: give a number from 1 to 5000")
+    rng = Random(f"{kind}/{split}/{seed}")
+    rows: dict[str, Row] = {}
+    while len(rows) < n:
+        row = _draw(kind, rng, SCOPES[len(rows) % len(SCOPES)], split)
+        rows[row.text] = row
+    return tuple(rows.values())
+
+
+def _draw(kind: Kind, rng: Random, scope: Scope, split: Split) -> Row:
+    def fits(text: str) -> bool:
+        return part(text) == split
+
+    if kind == "utility":
+        return utility(rng, fits=fits)
+    if kind == "new-task":
+        return utility(rng, "rotate", fits=fits)
+    if kind == "harmful":
+        if rng.random() < 0.5:
+            return request(rng, "restricted", scope, fits=fits)
+        return twins(rng, scope, fits=fits)[0]
+    if rng.random() < 0.4:
+        return mention(rng, scope, fits=fits)
+    return request(rng, rng.choice(LOOK_ALIKES), scope, fits=fits)
+
+
+def _exact(answered: Sequence[Answered]) -> list[bool]:
+    return [bool(one.judged.exact) for one in answered]
