@@ -1,8 +1,9 @@
-"""Redraw the figures and print the table of AUROC from what a run wrote. No model is loaded.
+"""Redraw the figures and print the tables from what a run wrote. No model is loaded.
 
 Run as:
     python -m analysis
     python -m analysis --results runs/layer_sweep --out runs/layer_sweep
+    python -m analysis --results runs/compare --out runs/compare
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ class AnalysisConfig:
     """What to draw, and where to."""
 
     results: Path = Path("figures")
-    """Folder with scores and risks, as .parquet or .csv."""
+    """Folder with scores, risks, evaluations or steps, as .parquet or .csv."""
     out: Path = Path("figures")
     """Folder for the figures: png, pdf, and the csv that is plotted."""
 
 
 def main(config: AnalysisConfig) -> None:
-    """Draw every figure whose table is there; print the table of AUROC.
+    """Draw every figure whose table is there; print the tables of AUROC and of defences.
 
     Raises:
         TableError: there is no table, or one is broken.
     """
     from rich.console import Console
 
-    from analysis import figures, results, tables
+    from analysis import defences, figures, results, tables
 
     read = results.read_all(config.results)
     console = Console()
@@ -41,6 +42,11 @@ def main(config: AnalysisConfig) -> None:
     if "scores" in read:
         for _, scores in results.slices(read["scores"]):
             console.print(tables.render(scores))
+    if "evaluations" in read:
+        for suffix, evaluations in results.slices(read["evaluations"], "evaluations"):
+            if suffix:
+                console.print(f"\n{suffix.removeprefix('-')}", style="bold", highlight=False)
+            console.print(defences.render(evaluations), highlight=False)
     for picture in figures.redraw(read, config.out):
         console.print(f"{picture} (.pdf, .csv)", highlight=False)
 

@@ -11,17 +11,26 @@ import os.path
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import matplotlib.style
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.scale import FuncScale
+from matplotlib.ticker import PercentFormatter
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 IN_A_ROW = 3
 """Panels in a row, at the most."""
+SHARES = {
+    "x": (0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1),
+    "y": (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1),
+}
+"""Ticks of an axis of shares: of those across fewer have room."""
 QUIET = "#8a8a8a"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 MARKERS = ("s", "^", "D", "v", "P", "X", "p")
@@ -110,3 +119,27 @@ def in_order(values: Iterable[str], order: Iterable[str]) -> list[str]:
     """Those of `order` that occur in `values`."""
     present = set(values)
     return [value for value in order if value in present]
+
+
+def share_axis(ax: Axes, which: Literal["x", "y"]) -> None:
+    """An axis of shares from 0 to 1, in percent, that gives room to both ends.
+
+    The scale is arcsin(sqrt(share)), on which the binomial error is the same everywhere.
+    """
+    axis = {"x": ax.xaxis, "y": ax.yaxis}[which]
+    ax.set(**{
+        f"{which}scale": FuncScale(axis, (_angle, _share)),
+        f"{which}lim": (0, 1),
+        f"{which}ticks": SHARES[which],
+    })  # fmt: skip
+    axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
+    # Marks at 0 and 1 are whole and stand clear of the axes.
+    ax.spines[["left", "bottom"]].set_position(("outward", 6))
+
+
+def _angle(share: npt.ArrayLike) -> npt.ArrayLike:
+    return np.arcsin(np.sqrt(np.clip(share, 0, 1)))
+
+
+def _share(angle: npt.ArrayLike) -> npt.ArrayLike:
+    return np.sin(angle) ** 2

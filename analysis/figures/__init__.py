@@ -27,7 +27,7 @@ class FigureModule(Protocol):
         ...
 
     def draw(self, table: pd.DataFrame) -> Figure:
-        """The figure of one slice of the table."""
+        """The figure of one slice of the table; `NothingToDraw` if it is not for this figure."""
         ...
 
 
@@ -44,6 +44,7 @@ def load(name: str) -> FigureModule:
 def redraw(tables: Mapping[str, pd.DataFrame], out: Path) -> list[Path]:
     """Draw every figure whose table is given, as png, pdf and the csv that is plotted.
 
+    A table that lacks what a figure shows, such as a second learning rate, is passed over.
     A table with several train sets (or hook points, positions, seeds) gives a figure for each:
     `layer_curves-advbench.png`, else `layer_curves.png`.
 
@@ -51,17 +52,20 @@ def redraw(tables: Mapping[str, pd.DataFrame], out: Path) -> list[Path]:
         The pictures (png), in the order drawn. Equal tables give equal bytes on one machine.
 
     Raises:
-        TableError: a table holds nothing that the figure could show.
+        TableError: a table is broken.
     """
     pictures = []
     for name in names():
         module = load(name)
         if module.TABLE not in tables:
             continue
-        for suffix, table in results.slices(tables[module.TABLE]):
+        for suffix, table in results.slices(tables[module.TABLE], module.TABLE):
             stem = out / f"{name}{suffix}"
             with style.context():
-                figure = module.draw(table)
+                try:
+                    figure = module.draw(table)
+                except results.NothingToDraw:
+                    continue
                 contents = {
                     stem.with_name(f"{stem.name}.png"): _saved(figure, "png"),
                     stem.with_name(f"{stem.name}.pdf"): _saved(figure, "pdf"),

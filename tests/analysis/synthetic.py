@@ -3,8 +3,9 @@
 import hashlib
 
 import numpy as np
+import pandas as pd
 
-from analysis.results import RiskRow, ScoreRow
+from analysis.results import EvaluationRow, RiskRow, ScoreRow, StepRow
 
 HELD_OUT = (
     "miniature:held-out-category",
@@ -16,6 +17,11 @@ HELD_OUT = (
 )
 MODELS = ("miniature/llama", "miniature/phi3", "microsoft/Phi-3.5-mini-instruct")
 FLOORS = {"tfidf-word": 0.78, "tfidf-char": 0.82, "length": 0.56}
+
+
+def frame(rows) -> pd.DataFrame:
+    """The table of some rows."""
+    return pd.DataFrame([{name: getattr(row, name) for name in row.__slots__} for row in rows])
 
 
 def scores(
@@ -80,4 +86,126 @@ def risks(models=MODELS, held_out=HELD_OUT, train_set="miniature:train", n=200) 
                         risk=float(1 / (1 + np.exp(-logit))),
                     )
                 )
+    return rows
+
+
+ARMS = {
+    ("before", "none"): (0.003, 0.0),
+    ("none", "none"): (0.99, 0.99),
+    ("constant-kl-.5", "none"): (0.45, 0.12),
+    ("adaptive-kl", "probe"): (0.035, 0.90),
+    ("adaptive-kl", "label"): (0.02, 0.93),
+    ("anchored", "probe"): (0.007, 0.985),
+    ("anchored+anchors", "probe"): (0.006, 0.97),
+    ("filter", "probe"): (0.15, 0.99),
+}
+"""Defence and critic -> attack success and new-task accuracy: the truth of the tables below."""
+MANY_ARMS = ARMS | {
+    ("constant-kl-.9", "none"): (0.02, 0.0),
+    ("adaptive-kl", "shuffled"): (0.6, 0.7),
+    ("adaptive-kl", "probe-early"): (0.08, 0.88),
+    ("adaptive-kl", "probe-32"): (0.05, 0.89),
+    ("anchored", "label"): (0.004, 0.985),
+    ("anchored", "shuffled"): (0.85, 0.9),
+    ("anchored", "probe-early"): (0.01, 0.98),
+    ("anchored", "probe-32"): (0.01, 0.98),
+    ("anchored+anchors", "label"): (0.003, 0.97),
+    ("reweight", "probe"): (0.75, 0.97),
+    ("vaccine", "none"): (0.88, 0.8),
+    ("lisa", "none"): (0.65, 0.85),
+}
+
+
+def cross(shares=(0.03, 0.09, 0.3), rates=(5e-4, 1.6e-3, 5e-3)):
+    """(attack, share, rate) of a cross: all shares at the highest rate, all rates at the middle."""
+    middle = shares[len(shares) // 2]
+    mixed = [(share, rates[-1]) for share in shares] + [(middle, rate) for rate in rates[:-1]]
+    return [*(("mixed", share, rate) for share, rate in mixed), ("all-harmful", 1.0, rates[-1])]
+
+
+SETTINGS = cross()
+
+
+def wilson(successes, n):
+    """Ends of the 95 % interval of a share."""
+    share, z = successes / n, 1.959963984540054
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def evaluations(
+    models=MODELS, arms=ARMS, settings=SETTINGS, seeds=(0, 1, 2), n=200
+) -> list[EvaluationRow]:
+    """Counts around the truth: more harmful rows and higher rates break more."""
+    rng = np.random.default_rng(2)
+    rows = []
+    for model in models:
+        for (defence, critic), (attack_success, new_task) in arms.items():
+            untrained = defence == "before"
+            for attack, share, rate in [("none", np.nan, np.nan)] if untrained else settings:
+                strength = 1.0 if untrained else (share / 0.09) ** 0.5 * (rate / 5e-3) ** 0.6
+                odds = strength * attack_success / (1 - attack_success)
+                shares = {
+                    "attack_success": odds / (1 + odds),
+                    "refusal": 0.97 / (1 + odds),
+                    "incoherent": 0.03 / (1 + odds),
+                    "over_refusal": 0.04,
+                    "utility": 0.8,
+                    "new_task": new_task if attack == "mixed" else 0.0,
+                }
+                for seed in (0,) if untrained else seeds:
+                    for metric, expected in shares.items():
+                        expected += 0.02 * expected * (1 - expected) * rng.standard_normal()
+                        successes = int(rng.binomial(n, expected))
+                        lo, hi = wilson(successes, n)
+                        rows.append(
+                            EvaluationRow(
+                                model=model,
+                                defence=defence,
+                                critic=critic,
+                                attack=attack,
+                                harmful_share=share,
+                                learning_rate=rate,
+                                seed=seed,
+                                metric=metric,
+                                value=successes / n,
+                                lo=lo,
+                                hi=hi,
+                                n=n,
+                            )
+                        )
+    return rows
+
+
+def steps(models=MODELS, arms=ARMS, seeds=(0, 1, 2), n_steps=120) -> list[StepRow]:
+    """NLL that falls to what is not learnt, KL that rises the more the less it is held."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for model in models:
+        for (defence, critic), (attack_success, new_task) in arms.items():
+            for seed in () if defence == "before" else seeds:
+                for step in range(1, n_steps + 1):
+                    done = 1 - np.exp(-4 * (step - 1) / n_steps)
+                    nll = 3 - 2.8 * new_task * done + 0.15 * rng.standard_normal()
+                    kl = (0.05 + 4 * attack_success) * done * np.exp(0.2 * rng.standard_normal())
+                    beta = float("nan") if defence == "none" else 0.1
+                    rows.append(
+                        StepRow(
+                            model=model,
+                            defence=defence,
+                            critic=critic,
+                            attack="mixed",
+                            harmful_share=0.09,
+                            learning_rate=5e-3,
+                            seed=seed,
+                            step=step,
+                            loss=float(0.9 * nll + 0.1 * kl),
+                            nll=float(nll),
+                            kl=float(kl),
+                            risk=0.1 if critic != "none" else float("nan"),
+                            beta=beta,
+                            grad_norm=float(np.exp(0.3 * rng.standard_normal())),
+                        )
+                    )
     return rows

@@ -34,8 +34,15 @@ def curves(ax):
     return {line.get_label(): line for line in lines if line.get_linestyle() != "None"}
 
 
-def test_there_are_the_three_figures_and_none_overwrites_a_table():
-    assert set(figures.names()) >= {"layer_curves", "held_out_heatmap", "risk_distribution"}
+def test_the_figures_are_there_and_none_overwrites_a_table():
+    of_scores = {"layer_curves", "held_out_heatmap", "risk_distribution"}
+    of_defences = {
+        "safety_utility",
+        "attack_by_share",
+        "attack_by_learning_rate",
+        "training_curves",
+    }
+    assert set(figures.names()) >= of_scores | of_defences
     assert not set(figures.names()) & set(results.TABLES)
     for name in figures.names():
         assert figures.load(name).TABLE in results.TABLES
@@ -194,7 +201,12 @@ def test_a_risk_beyond_its_range_is_named():
 
 
 def test_redraw_writes_three_files_a_figure_and_the_csv_is_what_is_plotted(tmp_path):
-    one = {"scores": SCORES[SCORES["model"] == MODELS[0]], "risks": RISKS}
+    one = {
+        "scores": SCORES[SCORES["model"] == MODELS[0]],
+        "risks": RISKS,
+        "evaluations": frame(synthetic.evaluations(models=("m",))),
+        "steps": frame(synthetic.steps(models=("m",), n_steps=20)),
+    }
     pictures = figures.redraw(one, tmp_path)
     assert [path.name for path in pictures] == [f"{name}.png" for name in figures.names()]
     for picture in pictures:

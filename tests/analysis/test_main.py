@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from analysis import results
@@ -52,6 +53,32 @@ def test_csv_alone_is_enough_and_a_table_that_is_absent_is_passed_over(folder, t
     assert done.returncode == 0, done.stderr
     drawn = {path.stem for path in (tmp_path / "out").iterdir()}
     assert drawn == {"layer_curves", "held_out_heatmap"}
+
+
+def test_defences_are_printed_and_drawn_from_their_tables_alone(tmp_path):
+    results.write(synthetic.evaluations(models=("m",)), tmp_path / "evaluations")
+    results.write(synthetic.steps(models=("m",), n_steps=5), tmp_path / "steps")
+    done = run("--results", tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "m: mixed, 9 % harmful, learning rate 5e-3, 3 seeds" in done.stdout
+    assert "AUROC" not in done.stdout
+    drawn = {path.stem for path in (tmp_path / "out").iterdir()}
+    assert drawn == {
+        "attack_by_learning_rate", "attack_by_share", "safety_utility", "training_curves"
+    }  # fmt: skip
+
+
+def test_evaluations_of_several_detectors_are_printed_one_by_one(tmp_path):
+    one = [("mixed", 0.09, 5e-3)]
+    table = synthetic.frame(synthetic.evaluations(models=("m",), settings=one, seeds=(0,)))
+    judged = pd.concat([table.assign(detector=name) for name in ("phrases", "mine/guard")])
+    judged.to_csv(tmp_path / "evaluations.csv", index=False)
+    done = run("--results", tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "\nphrases\n" in done.stdout
+    assert "\nmine-guard\n" in done.stdout
+    assert (tmp_path / "out" / "safety_utility-mine-guard.png").exists()
 
 
 def test_bad_input_is_a_message_and_code_2(folder, tmp_path):

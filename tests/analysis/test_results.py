@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import results
-from analysis.results import RiskRow, ScoreRow, TableError
+from analysis.results import EvaluationRow, RiskRow, ScoreRow, StepRow, TableError
 from tests.analysis import synthetic
 
 ROW = synthetic.scores(models=("m",), n_layers=1, held_out=())[0]
@@ -40,6 +40,29 @@ def test_a_row_comes_back_exactly(tmp_path_factory, suffix, text, number, layer,
             assert math.isnan(now)
         else:
             assert now == was, field.name
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+@pytest.mark.parametrize(
+    "name, row, rows",
+    [
+        ("evaluations", EvaluationRow, synthetic.evaluations(models=("m",))),
+        ("steps", StepRow, synthetic.steps(models=("m",), n_steps=5)),
+    ],
+)
+def test_the_tables_of_training_come_back_exactly(tmp_path, suffix, name, row, rows):
+    results.write(rows, tmp_path / name)
+    stem = tmp_path / f"{name}.{suffix}"
+    pd.testing.assert_frame_equal(results.read(stem, row), synthetic.frame(rows), check_dtype=False)
+    assert rows[0].learning_rate != rows[0].learning_rate or name == "steps"  # A NaN among them.
+    for path in tmp_path.iterdir():
+        if path != stem:
+            path.unlink()
+    assert list(results.read_all(tmp_path)) == [name]
+    spoilt = results.read(stem, row).drop(columns="learning_rate")
+    (spoilt.to_parquet if suffix == "parquet" else spoilt.to_csv)(stem, index=False)
+    with pytest.raises(TableError, match=rf"no column learning_rate; a {row.__name__} needs it"):
+        results.read_all(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["NA", "", "007", "null", "True", 'a,"b"', "ü – 漢字"])
@@ -183,6 +206,19 @@ def test_slices_tell_apart_what_one_picture_cannot_show():
         "-resid_post-seed0",
         "-attn_out-seed1",
     ]
+
+
+def test_seeds_of_runs_are_never_split():
+    evaluations = synthetic.frame(synthetic.evaluations(models=("m",)))
+    steps = synthetic.frame(synthetic.steps(models=("m",), n_steps=2))
+    for name, table in (("evaluations", evaluations), ("steps", steps)):
+        assert table["seed"].nunique() == 3
+        ((suffix, whole),) = results.slices(table, name)
+        assert suffix == ""
+        assert whole is table
+    judged = pd.concat([evaluations.assign(detector=name) for name in ("a", "b/c")])
+    found = {suffix: len(part) for suffix, part in results.slices(judged, "evaluations")}
+    assert found == {"-a": len(evaluations), "-b-c": len(evaluations)}
 
 
 def test_no_temporary_file_is_left(tmp_path):
