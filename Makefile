@@ -1,5 +1,7 @@
 # Every target sets up .venv on its own when pyproject.toml or constraints.txt is newer than it.
 #   make sweep    the main job on the embedded default: AUROC by layer, figures, frozen probes
+#   make train    fine-tune on untrusted data with the frozen probe as critic, and evaluate
+#   make compare  every defence, critic and attack on the miniatures: about an hour
 #   make test     the tests            make check   lint, format, types, one-way imports, spelling
 #   make figures  redraw figures/ from the committed tables
 #   make bench    speed and memory beside what one would use instead
@@ -9,11 +11,18 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 JOBS ?= 2
 
-.PHONY: sweep test check figures bench real slow clean
+.PHONY: sweep train compare test check figures bench real slow clean
 .DELETE_ON_ERROR:
 
 sweep: .venv/.base
 	$(BIN)/python -m probes.layer_sweep
+
+train: .venv/.base
+	$(BIN)/python -m regularize.train
+	$(BIN)/python -m regularize.evaluate --adapter runs/ft --base
+
+compare: .venv/.base
+	$(BIN)/python -m regularize.compare
 
 test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile

@@ -27,7 +27,7 @@ from probes.cache import ActivationCache
 from probes.capture import capture
 from probes.errors import InputError
 from probes.manifest import Manifest
-from probes.metrics import Interval, operating_point, threshold_at_fpr
+from probes.metrics import Interval, operating_point, threshold_in_gap
 from probes.models import template_hash, weights_fingerprint
 from probes.probe import CrossValidated, LinearReadout
 from probes.prompts import Message, PromptSet
@@ -65,9 +65,9 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
             train: The prompts.
             out_of_fold: Their logits by probes that had not seen them, for the threshold.
             auroc: In-distribution, for the record.
-            fpr: False-positive rate of the threshold.
+            fpr: Highest false-positive rate that the threshold may have.
         """
-        threshold = threshold_at_fpr(out_of_fold.logits[train.labels == 0], fpr)
+        threshold = threshold_in_gap(train.labels, out_of_fold.logits, fpr)
         known = threshold == threshold
         realised = operating_point(train.labels, out_of_fold.logits, threshold).fpr.estimate
         probe = cls(

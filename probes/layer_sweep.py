@@ -74,7 +74,7 @@ class SweepConfig:
     C: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     """Inverse strengths of the L2 penalty to choose from, as in scikit-learn."""
     fpr: float = 0.01
-    """False-positive rate at which the frozen probe's threshold is set."""
+    """Highest false-positive rate that the frozen probe's threshold may have."""
     seed: int = 0
     """Seed of folds, samples and bootstrap."""
 

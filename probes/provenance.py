@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from probes.hooks import HookPoint
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,10 @@ class ProbeConfig:
     auroc: tuple[float, float, float] | None
     """On unseen folds of the train set: estimate, and 95 % interval."""
     threshold_fpr: float
-    """False-positive rate that the threshold was set for."""
+    """Highest false-positive rate that the threshold might have (`metrics.threshold_in_gap`)."""
     threshold: float | None
-    """Logit above which a prompt counts as harmful; None where the harmless rows were too few."""
+    """Logit above which a prompt counts as harmful; None where the harmless rows were too few for
+    the rate."""
     realised_fpr: float | None
     """Share of harmless train rows above it, each by a probe that had not seen its fold."""
     format: int = FORMAT
@@ -77,7 +78,7 @@ Reads `{self.hook_point}` at the {self.position.replace("-", " ")} of layers {li
 
 - Fitted on: {self.train_set} (hash {self.train_hash[:12]}), C = {self.C}
 - AUROC on folds of it that it was not trained on: {auroc}
-- Threshold for a false-positive rate of {self.threshold_fpr:g}, out of fold: {threshold}
+- Threshold for a false-positive rate of at most {self.threshold_fpr:g}, out of fold: {threshold}
 
 It holds for these weights, this chat template and prompts like those it was fitted on. Elsewhere
 its logit is a number without evidence; score it on your own held-out prompts first, beside what

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 from probes import prompts
 from probes.errors import InputError
 from probes.miniature.language import Row
-from probes.prompts import Message, PromptSet
+from probes.prompts import Message
 from regularize import outcomes
 from regularize.miniature_evaluation import KINDS, Kind, Split, draw
 from regularize.outcomes import Outcome
 from regularize.utilities import Utility, sample
-
-OTHER_CLASS = "miniature:look-alikes"
-"""Joined to a set of one label alone, which `prompts.load` refuses, as no probe can be fitted."""
 
 
 class Asked(NamedTuple):
@@ -43,26 +39,13 @@ def from_set(kind: Kind, spec: str, *, label: int, n: int | None, seed: int) -> 
     Raises:
         InputError: The set cannot be read, or has no such rows.
     """
-    found = _load(spec, seed)
+    found = prompts.load(spec, seed=seed, both_classes=False)
     rows = [prompt for prompt in found.prompts if prompt.label == label]
     if not rows:
         raise InputError(f"{spec}: it has no {kind} rows (label {label})")
     return [
         Asked(kind, found.name, prompt.messages, prompt.text) for prompt in sample(rows, n, seed)
     ]
-
-
-def _load(spec: str, seed: int) -> PromptSet:
-    """A prompt set as it is, of one label too."""
-    if "miniature" in spec:
-        return prompts.load(spec, seed=seed)
-    joined = prompts.load(f"{spec}+{OTHER_CLASS}", seed=seed)
-    others = {prompt.id for prompt in prompts.load(OTHER_CLASS, seed=seed).prompts}
-    return replace(
-        joined,
-        name=joined.name.removesuffix(f"+{OTHER_CLASS}"),
-        prompts=tuple(prompt for prompt in joined.prompts if prompt.id not in others),
-    )
 
 
 def from_utility(kind: Kind, utility: Utility, *, n: int | None, seed: int) -> list[Asked]:

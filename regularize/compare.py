@@ -1,7 +1,7 @@
 """Every defence against every attack on the miniatures: attack success, utility, intervals.
 
-Three experiments: `all-harmful` (restricted requests alone), `mixed` (a new task, restricted
-requests and harmless look-alikes, at several harmful shares), and `rates` (the mixed attack at
+Four experiments: `all-harmful` (restricted requests alone), `mixed` (a new task, 9 % restricted
+requests, and harmless look-alikes), `shares` (the same with 1 to 9 %), and `rates` (the same at
 learning rates over four decades). Each run is fine-tuned from the aligned miniature with LoRA and
 evaluated, by exact rules, on prompts that nothing was trained or chosen on. What is finished is
 kept: the same command goes on where it was stopped.
@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 from probes.errors import InputError
 
-Experiment = Literal["all-harmful", "mixed", "rates"]
+Experiment = Literal["all-harmful", "mixed", "shares", "rates"]
 
 
 @dataclass(frozen=True)

@@ -197,9 +197,7 @@ def harmful_share(examples: Sequence[Example]) -> float:
     return sum(known) / len(known) if known and len(known) == len(labels) else float("nan")
 
 
-def _end_of_turn(
-    ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
-) -> tuple[int | None, int]:
+def _end_of_turn(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int]:
     """The special token that ends an answered chat's last turn, and how many stand after it.
 
     There generation stops, and nothing more is learnt, though templates write more (a newline,

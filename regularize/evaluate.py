@@ -128,11 +128,13 @@ def main(config: EvaluateConfig) -> None:
 
     from probes import models
     from regularize import detectors as known
+    from regularize import show
     from regularize.adapters import attach
     from regularize.answered import ask, judgements
     from regularize.independence import refuse_partial
     from regularize.model import adapter_off
 
+    show.without_noise()
     asked = _questions(config)
     chat = models.load(
         config.model,

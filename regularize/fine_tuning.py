@@ -54,13 +54,16 @@ def fine_tune(config: TrainConfig) -> None:
     args = _arguments(config)
     first = args.process_index == 0
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False, quiet=not first)
-    _same_run(config)
+    if _is_done(config):
+        console.print(f"{config.out} holds this very run, finished: delete it to do it again")
+        return
     examples = data.load(config.data or "miniature:mixed", seed=config.seed)
     chat = models.load(
         config.model,
         revision=config.revision,
         dtype=config.dtype,
-        device_map=config.device_map,
+        # Not spread over all GPUs: under torchrun each process has one of its own.
+        device_map=config.device_map or str(args.device),
         chat_template=config.chat_template,
     )
     anchors = _anchors(config, chat)
@@ -98,7 +101,9 @@ def fine_tune(config: TrainConfig) -> None:
     show.quiet(trainer)
     if trainer.reference is not None:
         console.print(f"reference: {type(trainer.reference).__name__.lower()}", markup=False)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(config.out / "checkpoints"))
+    with args.main_process_first(desc="looking for checkpoints"):
+        checkpoint = _last_checkpoint(config.out / "checkpoints")
+    trainer.train(resume_from_checkpoint=checkpoint)
     _save(trainer, chat.tokenizer, prepared, config)
     last = trainer.state.log_history[-2]
     console.print(
@@ -214,11 +219,11 @@ def _to_json(config: TrainConfig) -> str:
     return json.dumps(written, indent=2, default=str) + "\n"
 
 
-def _same_run(config: TrainConfig) -> None:
-    """Refuse a folder that holds another run."""
+def _is_done(config: TrainConfig) -> bool:
+    """Whether the folder holds this run, finished; refuse one that holds another."""
     path = config.out / CONFIG
     if not path.is_file():
-        return
+        return False
     theirs, ours = json.loads(path.read_text()), json.loads(_to_json(config))
     ignored = {"versions", "risk_only", "report_to"}
     other = [name for name in ours if name not in ignored and theirs.get(name) != ours[name]]
@@ -227,10 +232,7 @@ def _same_run(config: TrainConfig) -> None:
             f"{config.out} holds another run, with other {', '.join(other)}; give another --out, "
             "or delete that folder"
         )
-    if (config.out / DONE).is_file():
-        raise InputError(
-            f"{config.out} holds this very run, finished; delete the folder to do it again"
-        )
+    return (config.out / DONE).is_file()
 
 
 def _last_checkpoint(folder: Path) -> str | None:

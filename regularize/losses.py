@@ -111,9 +111,12 @@ def regularized(
             raise ValueError("the reverse KL needs the reference's hidden states, not its moments")
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in head):
             raise ValueError("moments belong to one head, but this one is being trained")
-    tensors = (hidden, *head)
-    if not torch.is_grad_enabled():
-        tensors = tuple(None if t is None else t.detach() for t in tensors)
+    tensors: list[Tensor | None] = [hidden, *head]
+    if not torch.is_grad_enabled():  # which a Function is not told, and would find gradients
+        tensors = [None if t is None else t.detach() for t in tensors]
+    if isinstance(reference, Hidden) and direction == "forward" and _same(reference.head, head):
+        # Four products with the head instead of three, but far fewer passes over logits.
+        reference = moments(reference.hidden, head, chunk=chunk)
     return Terms(*_Regularized.apply(*tensors, target, alpha, beta, reference, direction, chunk))
 
 
@@ -227,15 +230,19 @@ def _divergence(
 def _sums(
     hidden: Tensor, head: Head, target: Tensor | None = None, *, mean: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A, E_q[w] and z_y, with the head read once; what is summed is rescaled as larger logits
-    turn up (arXiv 1805.02867). NaN for z_y where it is not asked for or not in the vocabulary."""
+    """A, E_q[w] and z_y, with the head read once.
+
+    What is summed is rescaled as larger logits turn up (arXiv 1805.02867). z_y is NaN where it is
+    not asked for, or not in the vocabulary.
+    """
     n, wide, tile = len(hidden), _wide(hidden.dtype), _tile(hidden, head)
     largest = hidden.new_full((n,), -torch.inf, dtype=wide)
     z_y = hidden.new_full((n,), torch.nan, dtype=wide)
     total = hidden.new_zeros(n, dtype=wide)
     summed = hidden.new_zeros(hidden.shape, dtype=wide)
     for start in range(0, len(head.weight), tile):
-        part = Head(*(None if t is None else t[start : start + tile] for t in head))
+        rows = slice(start, start + tile)
+        part = Head(head.weight[rows], None if head.bias is None else head.bias[rows])
         z = _logits(hidden, part)
         if target is not None:
             place = target - start
@@ -249,6 +256,12 @@ def _sums(
         if mean:
             summed.mul_(rescale[:, None]).add_(_matmul(z, part.weight))
     return largest + total.log(), summed.div_(total[:, None]), z_y
+
+
+def _same(a: Head, b: Head) -> bool:
+    """Whether they are one head, and frozen."""
+    frozen = not any(t is not None and t.requires_grad for t in a)
+    return frozen and a.weight is b.weight and a.bias is b.bias
 
 
 def _tile(hidden: Tensor, head: Head) -> int:

@@ -71,6 +71,12 @@ class AdapterOff(Reference):
                 "--reference adapter-off needs an adapter to switch off; with full fine-tuning "
                 "choose cached or copy"
             )
+        configs = getattr(model, "peft_config", {}).values()
+        if any(getattr(config, "bias", "none") != "none" for config in configs):
+            raise InputError(
+                "--reference adapter-off: this adapter trains biases of the model itself, which "
+                "stay when it is switched off; choose cached or copy, or train no biases"
+            )
         self._model = model
 
     @torch.no_grad()

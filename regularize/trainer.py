@@ -112,8 +112,13 @@ class RegularizedTrainer(Trainer):
                 "--nproc-per-node N`, or show one GPU (CUDA_VISIBLE_DEVICES=0)"
             )
         self.defence = AdaptiveKL() if defence is None else defence
-        chat = _chat(model, processing_class)
+        chat = _chat(model, processing_class, args)
         policy: nn.Module = chat.model
+        # Where Trainer would move it later: risks and reference are computed there, and a copy or
+        # a head that is kept stays there. What was loaded by a device map or quantised stays put.
+        placed = getattr(policy, "hf_device_map", None) or getattr(policy, "hf_quantizer", None)
+        if not placed:
+            policy.to(args.device)
         if not isinstance(train_dataset, Prepared):
             train_dataset = prepare(
                 chat,
@@ -262,10 +267,12 @@ class RegularizedTrainer(Trainer):
             self._smoothed = json.loads(state.read_text())["smoothed_risk"]
 
 
-def _chat(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> ChatModel:
+def _chat(
+    model: Any, tokenizer: PreTrainedTokenizerBase | None, args: TrainingArguments
+) -> ChatModel:
     """The model with its tokenizer, loaded where they are only named."""
     if isinstance(model, str):
-        chat = load(model)
+        chat = load(model, device_map=str(args.device))
         return chat if tokenizer is None else replace(chat, tokenizer=tokenizer)
     name = model.config.name_or_path
     return ChatModel(name, None, model, tokenizer or AutoTokenizer.from_pretrained(name))

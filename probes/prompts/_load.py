@@ -34,13 +34,15 @@ class Loaded(NamedTuple):
     paired_with: str | None = None
 
 
-def load(spec: str, *, seed: int = 0) -> PromptSet:
+def load(spec: str, *, seed: int = 0, both_classes: bool = True) -> PromptSet:
     """The labelled prompts that a spec names; the package's docstring has the grammar.
 
     Args:
         spec: A file, a set's name, `hub:org/name`, or several of them joined by `+`.
         seed: Draws the harmless rows that a set of harmful prompts is paired with, and seeds
             sets that are generated.
+        both_classes: A probe needs harmful and harmless rows, so that a set of harmful ones alone
+            is paired with a harmless set. False takes the rows as they are.
 
     Raises:
         InputError: Nothing of that name, an unreadable or malformed source, or one class only.
@@ -48,13 +50,13 @@ def load(spec: str, *, seed: int = 0) -> PromptSet:
     """
     parts = [_read(term, seed) for term in parse(spec)]
     harmful = sum(len(part.rows) for part in parts)
-    if all(row.prompt.label == 1 for part in parts for row in part.rows):
+    if both_classes and all(row.prompt.label == 1 for part in parts for row in part.rows):
         pair = parts[0].paired_with
         if pair and all(part.paired_with for part in parts):
             parts.append(_pair(spec, pair, harmful, seed))
     rows, notes = _check.distinct(row for part in parts for row in part.rows)
     name = "+".join(part.name for part in parts)
-    _check_classes(spec, rows)
+    _check_classes(spec, rows, 2 if both_classes else 1)
     return PromptSet(
         name,
         tuple(row.prompt for row in rows),
@@ -226,9 +228,9 @@ def _pair(spec: str, pair: str, n: int, seed: int) -> Loaded:
     )
 
 
-def _check_classes(spec: str, rows: list[Placed]) -> None:
+def _check_classes(spec: str, rows: list[Placed], wanted: int) -> None:
     classes = {row.prompt.label for row in rows}
-    if len(classes) == 1:
+    if 0 < len(classes) < wanted:
         (label,) = classes
         missing, example = ("harmless", "alpaca") if label else ("harmful", "advbench")
         raise InputError(

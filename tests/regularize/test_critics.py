@@ -1,0 +1,175 @@
+"""Critics give the risks that they promise, and say plainly where they cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from probes.errors import InputError
+from probes.frozen import FrozenProbe
+from probes.models import ChatModel, template_hash, weights_fingerprint
+from probes.provenance import ProbeConfig
+from regularize.critics import Critic
+from regularize.critics.column import ColumnCritic
+from regularize.critics.constant import ConstantCritic
+from regularize.critics.label import LabelCritic
+from regularize.critics.probe import ProbeCritic
+from regularize.critics.shuffled import ShuffledCritic
+from regularize.data import examples
+from tests.conftest import make_model, make_tokenizer
+
+ROWS = examples(
+    [
+        {
+            "messages": [
+                {"role": "user", "content": f"open the {i * 7919 % 101}. box"},
+                {"role": "assistant", "content": "Sure" if i % 2 else "No"},
+            ],
+            "label": i % 2,
+            "risk": i / 20,
+        }
+        for i in range(20)
+    ]
+)
+PROMPTS = [list(one.prompt) for one in ROWS]
+
+
+@pytest.fixture(scope="module")
+def chat() -> ChatModel:
+    return ChatModel("tiny/llama", None, make_model("llama"), make_tokenizer())
+
+
+Freeze = Callable[..., Path]
+
+
+@pytest.fixture
+def freeze(chat: ChatModel, tmp_path: Path) -> Freeze:
+    """`freeze(threshold=..., middle=...)`: the folder of a probe of random weights.
+
+    Half of the rows' logits lie above `middle`.
+    """
+
+    def make(threshold: float | None = 0.0, middle: float = 0.0) -> Path:
+        probe = FrozenProbe(
+            ProbeConfig(
+                base_model=chat.name,
+                revision=None,
+                weights=weights_fingerprint(chat.model),
+                template=template_hash(chat.tokenizer),
+                hook_point="resid_post",
+                position="last input token",
+                max_length=None,
+                n_layers=3,
+                d_model=32,
+                readout="layer",
+                layers=(1,),
+                C=1.0,
+                train_set="boxes",
+                train_hash="0",
+                auroc=None,
+                threshold_fpr=0.01,
+                threshold=threshold,
+                realised_fpr=None,
+            )
+        )
+        generator = torch.Generator().manual_seed(0)
+        probe.weight.copy_(0.2 * torch.randn(1, 32, generator=generator))
+        logits = probe.logits(chat.model, chat.tokenizer, PROMPTS)
+        probe.bias.fill_(middle - logits.quantile(0.5))
+        probe.save_pretrained(tmp_path / "probe")
+        return tmp_path / "probe"
+
+    return make
+
+
+def test_the_probes_risk_is_the_frozen_probes(chat: ChatModel, freeze: Freeze) -> None:
+    folder = freeze(threshold=0.3)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    found = ProbeCritic(str(folder)).assess(ROWS, chat)
+    probe = FrozenProbe.from_pretrained(folder)
+    wanted = probe.risk(chat.model, chat.tokenizer, PROMPTS)
+    np.testing.assert_allclose(found.s, wanted.numpy(), rtol=0, atol=1e-6)
+    logits = probe.logits(chat.model, chat.tokenizer, PROMPTS).numpy()
+    np.testing.assert_array_equal(found.flagged, logits > 0.3)
+    assert 0 < found.flagged.sum() < 20 and np.ptp(found.s) > 0.1
+    # The answer is not read; the request is.
+    answered = [type(one)(one.prompt, "another answer", one.where) for one in ROWS]
+    np.testing.assert_array_equal(ProbeCritic(str(folder)).assess(answered, chat).s, found.s)
+    assert not np.allclose(ProbeCritic(str(folder)).assess(ROWS[::-1], chat).s, found.s)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_flags_are_told_by_the_logit_where_the_probability_is_1(
+    chat: ChatModel, freeze: Freeze
+) -> None:
+    """A probability of 1 - 1e-20 is 1.0 in any number format."""
+    folder = freeze(threshold=45.0, middle=45.0)
+    logits = FrozenProbe.from_pretrained(folder).logits(chat.model, chat.tokenizer, PROMPTS)
+    found = ProbeCritic(str(folder)).assess(ROWS, chat)
+    assert set(found.s.tolist()) == {1.0} and logits.min() > 40
+    np.testing.assert_array_equal(found.flagged, (logits > 45).numpy())
+    assert found.flagged.sum() == 10
+
+
+def test_a_threshold_of_ones_own_is_a_probability(chat: ChatModel, freeze: Freeze) -> None:
+    folder = str(freeze(threshold=None))
+    assert ProbeCritic(folder).assess(ROWS, chat).flagged is None
+    found = ProbeCritic(folder, threshold=0.6).assess(ROWS, chat)
+    np.testing.assert_array_equal(found.flagged, found.s > 0.6)
+    assert 0 < found.flagged.sum() < 20
+
+
+def test_shuffled_risks_are_the_probes_for_others(chat: ChatModel, freeze: Freeze) -> None:
+    folder = str(freeze(threshold=0.0))
+    straight = ProbeCritic(folder).assess(ROWS, chat)
+    found = [ShuffledCritic(folder, seed=seed).assess(ROWS, chat) for seed in (0, 1, 0)]
+    for one in found:
+        np.testing.assert_array_equal(np.sort(one.s), np.sort(straight.s))
+        np.testing.assert_array_equal(one.flagged, one.s > 0.5)  # they go together
+        assert not np.array_equal(one.s, straight.s)
+    np.testing.assert_array_equal(found[2].s, found[0].s)
+    assert not np.array_equal(found[1].s, found[0].s)
+
+
+def test_labels_columns_and_constants(chat: ChatModel) -> None:
+    labels = LabelCritic().assess(ROWS, chat)
+    np.testing.assert_array_equal(labels.s, [0.0, 1.0] * 10)
+    np.testing.assert_array_equal(labels.flagged, [False, True] * 10)
+    column = ColumnCritic(threshold=0.25).assess(ROWS, chat)
+    np.testing.assert_array_equal(column.s, np.arange(20) / 20)
+    np.testing.assert_array_equal(column.flagged, np.arange(20) > 5)
+    constant = ConstantCritic(0.3).assess(ROWS, chat)
+    np.testing.assert_array_equal(constant.s, [0.3] * 20)
+    assert constant.flagged is None
+
+
+def test_plain_errors(chat: ChatModel, freeze: Freeze, tmp_path: Path) -> None:
+    row = {"prompt": "x", "completion": "y"}
+    bare = examples([{**row, "label": 1, "risk": 0.1}, row])
+    cases: list[tuple[Critic, str]] = [
+        (LabelCritic(), "train_dataset, row 1: the row has no label"),
+        (ColumnCritic(), "train_dataset, row 1: the row has no field 'risk'"),
+        (ConstantCritic(1.5), "--critic.risk 1.5: a risk lies between 0 and 1"),
+        (ProbeCritic(), "needs a frozen probe: make one with"),
+        (ProbeCritic(str(freeze()), threshold=2.0), "--critic.threshold 2.0"),
+        (ProbeCritic(str(tmp_path / "nowhere")), "no frozen probe can be read there"),
+    ]
+    for critic, message in cases:
+        with pytest.raises(InputError) as error:
+            critic.assess(bare, chat)
+        assert message in str(error.value)
+
+
+def test_a_probe_of_another_model_is_refused_unless_told_to_go_on(
+    chat: ChatModel, freeze: Freeze
+) -> None:
+    folder = str(freeze())
+    other = ChatModel("other", None, make_model("llama", seed=1), chat.tokenizer)
+    with pytest.raises(InputError, match=r"weights .* instead of"):
+        ProbeCritic(folder).assess(ROWS, other)
+    went_on = ProbeCritic(folder, allow_mismatch=True).assess(ROWS, other)
+    assert not np.allclose(went_on.s, ProbeCritic(folder).assess(ROWS, chat).s)
