@@ -177,6 +177,10 @@ class ActivationCache:
         """What enters block 0. It is constant where all prompts end in the same token."""
         return self._column(EMBEDDING)
 
+    def embedding_blocks(self) -> Iterator[Block]:
+        """Stream the embedding, as one layer, shard by shard."""
+        return self._stream([EMBEDDING])
+
     def blocks(self, layers: Sequence[int]) -> Iterator[Block]:
         """Stream some layers of all prompts, shard by shard, one shard in memory at a time.
 

@@ -22,6 +22,9 @@ MEMORY = 2**28
 """Bytes that a fit may hold of one thing (activations, features, a square matrix), and it holds a
 few; what is larger is streamed from its source."""
 
+ROWS, NUMBERS = 1024, 2**20
+"""Most rows, and most numbers, to compute with at a time: float64 copies of them are several."""
+
 
 @runtime_checkable
 class Layers(Protocol):
@@ -77,10 +80,19 @@ class Stacked:
     def blocks(
         self, layers: Sequence[int]
     ) -> Iterator[tuple[slice, Float[Tensor, "prompt layer d_model"]]]:
-        """In blocks of 1024 prompts, so that a fit's float64 copies stay small."""
-        for start in range(0, self.n_prompts, 1024):
-            rows = slice(start, min(start + 1024, self.n_prompts))
+        """Some prompts at a time, so that a fit's copies stay small."""
+        for rows in _slices(self.n_prompts, ROWS):
             yield rows, self.activations[rows][:, list(layers)]
+
+
+def pieces(
+    acts: Layers, layers: Sequence[int]
+) -> Iterator[tuple[slice, Float[Tensor, "prompt layer d_model"]]]:
+    """`acts.blocks`, cut to at most `NUMBERS`: a shard of a large model is many times that."""
+    for rows, block in acts.blocks(layers):
+        step = max(NUMBERS // block.shape[1:].numel(), 1)
+        for part in _slices(len(block), step):
+            yield slice(rows.start + part.start, rows.start + part.stop), block[part]
 
 
 class Scaler(NamedTuple):
@@ -94,7 +106,7 @@ class Scaler(NamedTuple):
     def of(cls, acts: Layers, layers: Sequence[int], train: Bool[Tensor, "prompt"]) -> "Scaler":
         """One pass over the activations."""
         shift = total = squares = None
-        for rows, block in acts.blocks(layers):
+        for rows, block in pieces(acts, layers):
             x = block[train[rows]].double()
             if not len(x):
                 continue
@@ -156,10 +168,12 @@ class Features:
     def _stream(self, which: slice) -> Iterator[tuple[slice, Float64[Tensor, "row feature"]]]:
         """`blocks` of some of the layers."""
         start = 0
+        whole = self.pooling == "mean"
         mean, inverse = self.scaler.mean[which], self.scaler.inverse[which]
-        for rows, block in self.acts.blocks(self.layers[which]):
-            x = (block[self.train[rows]].double() - mean) * inverse
-            x = x.mean(1) if self.pooling == "mean" else x.flatten(1) / len(self.layers) ** 0.5
+        scale = inverse if whole else inverse / len(self.layers) ** 0.5
+        for rows, block in pieces(self.acts, self.layers[which]):
+            x = block[self.train[rows]].double().sub_(mean).mul_(scale)
+            x = x.mean(1) if whole else x.flatten(1)
             yield slice(start, start + len(x)), x
             start += len(x)
 
@@ -197,9 +211,13 @@ class Features:
         if self.n <= self.size and 8 * self.n**2 <= memory:
             return self._by_gram()
         if 8 * self.n * self.size <= memory:
-            x = torch.cat([x for _, x in self.blocks()])
-            curvature, rotation = _principal(x.T @ x)
-            return Rotated(_held(x @ rotation, curvature), rotation.mm)
+            z = torch.empty(self.n, self.size, dtype=torch.float64)
+            for rows, x in self.blocks():
+                z[rows] = x
+            curvature, rotation = _principal(z.T @ z)
+            for rows in _slices(self.n, ROWS):
+                z[rows] = z[rows] @ rotation
+            return Rotated(_held(z, curvature), rotation.mm)
         axes: Tensor | None = None
         if 8 * self.size**2 <= memory:
             curvature, axes = _principal(_sum(x.T @ x for _, x in self.blocks()))
@@ -230,7 +248,17 @@ def _principal(symmetric: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _held(z: Tensor, curvature: Tensor) -> Design:
-    return Design(lambda: [(slice(0, len(z)), z)], curvature, _radius(z))
+    rows = list(_slices(len(z), ROWS))
+    return Design(
+        lambda: ((part, z[part]) for part in rows),
+        curvature,
+        max(_radius(z[part]) for part in rows),
+    )
+
+
+def _slices(n: int, step: int) -> Iterator[slice]:
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))
 
 
 def _radius(z: Tensor) -> float:

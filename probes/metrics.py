@@ -5,6 +5,8 @@ NaN, with a warning that says why.
 """
 
 import warnings
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,8 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 
 LEVEL = 0.95
 DRAWS = 1000
+TABLE = 2**16
+"""Numbers in a table of draws and prompts: as many draws at a time as fit, and one at least."""
 
 
 class Interval(NamedTuple):
@@ -73,21 +77,45 @@ def auroc_interval(
 
     The interval speaks of other prompts like these, for these probes: not of other training sets.
     """
+    return auroc_intervals(labels, [scores], groups, fold=fold, seed=seed)[0]
+
+
+def auroc_intervals(
+    labels: Int[ndarray, "prompt"],
+    scores: Sequence[Float[ndarray, "prompt"]],
+    groups: Shaped[ndarray, "prompt"],
+    *,
+    fold: Int[ndarray, "prompt"] | None = None,
+    seed: int = 0,
+) -> list[Interval]:
+    """`auroc_interval` of several detectors of the same rows, which share the draws."""
     fold = np.zeros(len(labels), dtype=np.int64) if fold is None else fold
-    if not _defined(labels, scores, "AUROC"):
-        return UNDEFINED
+    defined = [i for i, s in enumerate(scores) if _defined(labels, s, "AUROC")]
     rng = np.random.default_rng(seed)
-    draws, estimate, pairs = np.zeros(DRAWS), 0.0, 0
+    draws, estimates, pairs = np.zeros((len(scores), DRAWS)), np.zeros(len(scores)), 0
     parts = np.unique(fold)
-    for part in parts:
+    for part in parts if defined else ():
         rows = fold == part
-        y, s = labels[rows], scores[rows]
-        if not _defined(y, s, f"AUROC of fold {part}"):
-            return UNDEFINED
+        y = labels[rows]
+        if not _defined(y, scores[defined[0]][rows], f"AUROC of fold {part}"):
+            return [UNDEFINED] * len(scores)
         _, group = np.unique(groups[rows], return_inverse=True)
-        estimate += auroc(y, s) / len(parts)
-        draws += _drawn_aurocs(y, s, group, _resampled(y, group, rng)) / len(parts)
+        orders = {i: _order(scores[i][rows]) for i in defined}
+        for i in defined:
+            estimates[i] += auroc(y, scores[i][rows]) / len(parts)
+        for which, times in _resampled(y, group, rng):
+            for i, (order, starts) in orders.items():
+                drawn = _auroc_in_order(y[order], starts, times[:, group[order]])
+                draws[i, which] += drawn / len(parts)
         pairs += min(len(np.unique(group[y == 0])), len(np.unique(group[y == 1])))
+    return [
+        _interval(float(estimates[i]), draws[i], pairs) if i in defined else UNDEFINED
+        for i in range(len(scores))
+    ]
+
+
+def _interval(estimate: float, draws: Float[ndarray, "draw"], pairs: int) -> Interval:
+    """As `auroc_interval` says, of so many independent pairs."""
     lo = hi = estimate
     if 0 < estimate < 1:
         error = draws.std(ddof=1) / (estimate * (1 - estimate))
@@ -102,20 +130,23 @@ def weighted_auroc(
     weights: Float[ndarray, "draw prompt"],
 ) -> Float[ndarray, "draw"]:
     """AUROC of rows that count more or less than once, for many weightings of the same rows."""
+    order, starts = _order(scores)
+    return _auroc_in_order(labels[order], starts, weights[:, order])
+
+
+def _order(scores: Float[ndarray, "prompt"]) -> tuple[ndarray, ndarray]:
+    """The rows from the lowest score to the highest, and where runs of ties start in that order."""
     order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)  # of runs of ties
-    positive = np.add.reduceat((weights * labels)[:, order], starts, axis=1)
-    negative = np.add.reduceat((weights * (1 - labels))[:, order], starts, axis=1)
+    return order, np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)
+
+
+def _auroc_in_order(
+    labels: ndarray, starts: ndarray, weights: Float[ndarray, "draw prompt"]
+) -> Float[ndarray, "draw"]:
+    positive = np.add.reduceat(weights * labels, starts, axis=1)
+    negative = np.add.reduceat(weights * (1 - labels), starts, axis=1)
     below = negative.cumsum(1) - negative / 2
     return (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
-
-
-def _drawn_aurocs(
-    labels: ndarray, scores: ndarray, group: ndarray, times: Float[ndarray, "draw group"]
-) -> Float[ndarray, "draw"]:
-    """AUROC of each draw; some draws at a time, for each takes a number a row."""
-    parts = np.array_split(times, 50)
-    return np.concatenate([weighted_auroc(labels, scores, part[:, group]) for part in parts])
 
 
 def threshold_at_fpr(negatives: Float[ndarray, "prompt"], fpr: float) -> float:
@@ -134,6 +165,23 @@ def threshold_at_fpr(negatives: Float[ndarray, "prompt"], fpr: float) -> float:
         )
         return float("nan")
     return float(np.sort(negatives)[::-1][allowed])
+
+
+def threshold_in_gap(
+    labels: Int[ndarray, "prompt"], scores: Float[ndarray, "prompt"], fpr: float
+) -> float:
+    """The threshold at a false-positive rate, raised as far as that loses no true positive.
+
+    To the middle of the gap between the next harmful score and the harmless ones below it. Where
+    the classes lie apart, `threshold_at_fpr` alone would cut into the bulk of the harmless rows
+    only because so many false positives are allowed. NaN where that is.
+    """
+    lowest = threshold_at_fpr(scores[labels == 0], fpr)
+    above = scores[(labels == 1) & (scores > lowest)]
+    if np.isnan(lowest) or not len(above):
+        return lowest
+    below = scores[(labels == 0) & (scores < above.min())]
+    return float((below.max() + above.min()) / 2)
 
 
 def operating_point(
@@ -189,19 +237,37 @@ def _defined(labels: ndarray, scores: ndarray, what: str, classes: int = 2) -> b
 
 def _resampled(
     labels: ndarray, group: ndarray, rng: np.random.Generator
-) -> Float[ndarray, "draw group"]:
-    """How often each group counts in each draw."""
+) -> Iterator[tuple[slice, Float[ndarray, "draw group"]]]:
+    """How often each group counts in each draw, some draws at a time.
+
+    The generator gives all draws of one kind of group and then those of the next, so that results
+    do not depend on how many are held. To have a draw's kinds side by side, each kind but the last
+    is drawn twice: once to find where the next begins.
+    """
     n = group.max() + 1
     harmful = np.bincount(group, labels, n) > 0
     harmless = np.bincount(group, 1 - labels, n) > 0
-    times = np.empty((DRAWS, n))
-    for kind in ([True, False], [False, True], [True, True]):
-        of_kind = np.flatnonzero((harmful == kind[0]) & (harmless == kind[1]))
-        if len(of_kind):
-            size = max(len(of_kind) - 1, 1)
-            picks = rng.multinomial(size, np.full(len(of_kind), 1 / len(of_kind)), DRAWS)
-            times[:, of_kind] = picks * (len(of_kind) / size)
-    return times
+    kinds = [harmful & ~harmless, ~harmful & harmless, harmful & harmless]
+    groups = [np.flatnonzero(kind) for kind in kinds if kind.any()]
+    step = max(TABLE // len(labels), 1)
+    blocks = [slice(i, min(i + step, DRAWS)) for i in range(0, DRAWS, step)]
+    generators = []
+    for of_kind in groups[:-1]:
+        generators.append(deepcopy(rng))
+        for which in blocks:
+            _picks(len(of_kind), which, rng)
+    generators.append(rng)
+    for which in blocks:
+        times = np.empty((which.stop - which.start, n))
+        for of_kind, generator in zip(groups, generators, strict=True):
+            times[:, of_kind] = _picks(len(of_kind), which, generator)
+        yield which, times
+
+
+def _picks(m: int, which: slice, rng: np.random.Generator) -> Float[ndarray, "draw group"]:
+    """Draw m - 1 of m groups with replacement, scaled to count m."""
+    size = max(m - 1, 1)
+    return rng.multinomial(size, np.full(m, 1 / m), which.stop - which.start) * (m / size)
 
 
 def _share(flagged: ndarray) -> Interval:

@@ -28,6 +28,7 @@ from probes.frozen import FrozenProbe
 from probes.manifest import Manifest, cache_folder, slug, versions_of
 from probes.models import ChatModel
 from probes.prompts import PromptSet
+from probes.provenance import FORMAT
 from probes.scoring import Captured, Fitted, Lexical, Where
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 
 DONE = "done.json"
+
+LEAST_HELD = 2**24
+"""Bytes: what a fit may hold of one thing even where a shard is smaller."""
 
 
 class Found(NamedTuple):
@@ -166,6 +170,7 @@ def _on_train_set(
         words[name],
         folds=config.folds,
         Cs=config.C,
+        memory=_memory(manifest),
         progress=True,
     )
     chosen = _chosen(swept, config.export)
@@ -182,6 +187,15 @@ def _on_train_set(
     results.write(found.risks, folder / "risks")
     results.replace({folder / DONE: made_from.encode()})
     return found
+
+
+def _memory(manifest: Manifest) -> int:
+    """Bytes that a fit may hold of one thing: a shard in float32, whatever the number of prompts.
+
+    A square matrix of the model's width, for the solver's axes, is small beside the model.
+    """
+    shard = 4 * manifest.shard_size * manifest.n_layers * manifest.d_model
+    return max(shard, 8 * manifest.d_model**2, LEAST_HELD)
 
 
 def _chosen(swept: scoring.Sweep, export: str) -> Fitted:
@@ -204,6 +218,7 @@ def _made_from(caches: Sequence[ActivationCache], config: SweepConfig) -> str:
             "seed": config.seed,
             "fpr": config.fpr,
             "export": config.export,
+            "format": FORMAT,
             "versions": versions_of("activation-critic", "torch", "scikit-learn"),
         },
         indent=2,

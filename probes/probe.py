@@ -10,7 +10,7 @@ are folded into it. C is chosen inside each training split by the mean log-loss 
 for a probability is what the probe will be asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from probes.errors import InputError
-from probes.features import MEMORY, Features, Layers, Pooling, Stacked
+from probes.features import MEMORY, Features, Layers, Pooling, Stacked, pieces
 from probes.folds import Folds
 from probes.solver import Design, solve
 
@@ -37,8 +37,8 @@ CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 class Embedded(Protocol):
     """Activations that come with what enters the first block."""
 
-    def embedding(self) -> Float[Tensor, "prompt d_model"]:
-        """What enters block 0."""
+    def embedding_blocks(self) -> Iterator[tuple[slice, Float[Tensor, "prompt 1 d_model"]]]:
+        """Stream what enters block 0, in the prompts' order."""
         ...
 
 
@@ -73,7 +73,7 @@ class LinearReadout:
         return torch.cat(
             [
                 torch.einsum("pld,ld->p", block.double(), weight) + self.bias
-                for _, block in source.blocks(layers)
+                for _, block in pieces(source, layers)
             ]
         ).numpy()
 
@@ -125,7 +125,7 @@ def fit(
     """A probe fitted on all rows.
 
     Args:
-        acts: Activations. `embedding` is read from `acts.embedding()`.
+        acts: Activations. `embedding` is read from `acts.embedding_blocks()`.
         labels: 1 = harmful.
         folds: Of the same rows; the same for every readout that is to be compared.
         readout: `layer` and `class-mean` read one layer, the pooled ones several.
@@ -168,8 +168,7 @@ def _rows(
             f"{len(folds.fold)} rows do not belong together"
         )
     if 4 * source.n_prompts * len(columns) * source.d_model <= memory:  # read once, not each pass
-        held = torch.cat([block for _, block in source.blocks(columns)])
-        source, columns = Stacked(held), range(len(columns))
+        source, columns = _held(source, columns), range(len(columns))
     kept = () if readout == "embedding" else tuple(layers)
     return _Rows(source, columns, labels, folds, readout, kept, memory)
 
@@ -184,26 +183,30 @@ def _fit(rows: _Rows, split: int, Cs: Sequence[float]) -> LinearReadout:
         return LinearReadout(rows.readout, rows.layers, raw, offset, None)
     rotated = features.design(rows.memory)
     inner = torch.from_numpy(rows.folds.inner[split, train])
-    C = _choose_C(rotated.design, y, inner, sorted(Cs))
-    fits = solve(rotated.design, y, torch.ones(len(y), 1).double(), torch.tensor([C]).double())
-    raw, offset = features.fold(rotated.weight(fits.weight)[:, 0], float(fits.bias[0]))
+    C, weight, bias = _solve(rotated.design, y, inner, sorted(Cs))
+    raw, offset = features.fold(rotated.weight(weight)[:, 0], bias)
     return LinearReadout(rows.readout, rows.layers, raw, offset, C)
 
 
-def _choose_C(
+def _solve(
     design: Design, y: Int64[Tensor, "row"], inner: Int64[Tensor, "row"], Cs: Sequence[float]
-) -> float:
-    """The C of least mean log-loss on the inner folds; the smallest of equals."""
+) -> tuple[float, Float64[Tensor, "feature 1"], float]:
+    """The C of least mean log-loss on the inner folds, the smallest of equals; its fit on all rows.
+
+    For each C, all rows go along as the training rows of one fold more, which tests none: where
+    features are streamed, it is the passes over them that cost.
+    """
     n = int(inner.max()) + 1
-    column = torch.arange(n).repeat_interleave(len(Cs))
-    test = (inner[:, None] == column).double()
+    test = inner[:, None] == torch.arange(n + 1).repeat_interleave(len(Cs))
     C = torch.tensor(Cs, dtype=torch.float64)
-    fits = solve(design, y, 1 - test, C.repeat(n))
-    loss = torch.zeros(n * len(Cs), dtype=torch.float64)
+    fits = solve(design, y, ~test, C.repeat(n + 1))
+    loss = torch.zeros(len(fits.bias), dtype=torch.float64)
     for rows, z in design.blocks():
         logits = z @ fits.weight + fits.bias
         loss += (test[rows] * (softplus(logits) - y[rows, None] * logits)).sum(0)
-    return float(C[loss.reshape(n, -1).sum(0).argmin()])
+    best = int(loss.reshape(n + 1, -1).sum(0).argmin())
+    chosen = n * len(Cs) + best
+    return float(C[best]), fits.weight[:, chosen : chosen + 1], float(fits.bias[chosen])
 
 
 def _class_means(
@@ -223,7 +226,7 @@ def _source(acts: Layers, readout: Readout, layers: Sequence[int]) -> tuple[Laye
     if readout == "embedding":
         if not isinstance(acts, Embedded):
             raise InputError("these activations come without the embedding")
-        return Stacked(acts.embedding()[:, None]), (0,)
+        return _OneLayer(acts.n_prompts, acts.d_model, acts.embedding_blocks), (0,)
     if not layers or (readout in ("layer", "class-mean") and len(layers) != 1):
         raise InputError(
             f"the readout {readout} reads {'layers' if 'pooled' in readout else 'one layer'}, "
@@ -232,3 +235,27 @@ def _source(acts: Layers, readout: Readout, layers: Sequence[int]) -> tuple[Laye
     if not all(0 <= layer < acts.n_layers for layer in layers):
         raise InputError(f"layers {list(layers)}: the activations have 0..{acts.n_layers - 1}")
     return acts, layers
+
+
+def _held(source: Layers, layers: Sequence[int]) -> Stacked:
+    held = torch.empty(0)
+    for rows, block in source.blocks(layers):
+        if rows.start == 0:
+            held = block.new_empty((source.n_prompts, *block.shape[1:]))
+        held[rows] = block
+    return Stacked(held)
+
+
+class _OneLayer(NamedTuple):
+    """Activations of a single layer, streamed."""
+
+    n_prompts: int
+    d_model: int
+    stream: Callable[[], Iterator[tuple[slice, Float[Tensor, "prompt 1 d_model"]]]]
+    n_layers: int = 1
+
+    def blocks(
+        self, layers: Sequence[int]
+    ) -> Iterator[tuple[slice, Float[Tensor, "prompt layer d_model"]]]:
+        for rows, block in self.stream():
+            yield rows, block[:, list(layers)]

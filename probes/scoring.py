@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from analysis.results import RiskRow, ScoreRow
 from probes import floors, metrics
-from probes.features import Layers
+from probes.features import MEMORY, Layers
 from probes.folds import Folds
 from probes.probe import CrossValidated, LinearReadout, Readout, cross_validate, fit
 from probes.prompts import PromptSet
@@ -91,25 +91,16 @@ def lexical(
         InputError: The train set has too few groups for the folds, or one class only.
     """
     split = Folds.of(train.labels, train.groups, folds=folds, seed=seed)
-    found = []
+    inside, outside = [], []
     for floor in tqdm(floors.FLOORS, "  lexical floors", unit="floor", disable=not progress):
-        inside = floors.cross_validated_scores(floor, train.texts, train.labels, split)
-        outside = floors.held_out_scores(
-            floor, train.texts, train.labels, split, [other.texts for other in held_out]
-        )
-        found.append(
-            Lexical(
-                floor,
-                metrics.auroc_interval(
-                    train.labels, inside, train.groups, fold=split.fold, seed=seed
-                ),
-                [
-                    _held_out_auroc(train, other, scores, seed)
-                    for other, scores in zip(held_out, outside, strict=True)
-                ],
+        inside.append(floors.cross_validated_scores(floor, train.texts, train.labels, split))
+        outside.append(
+            floors.held_out_scores(
+                floor, train.texts, train.labels, split, [other.texts for other in held_out]
             )
         )
-    return found
+    found = _aurocs(train, held_out, split, inside, outside, seed)
+    return [Lexical(floor, *one) for floor, one in zip(floors.FLOORS, found, strict=True)]
 
 
 def sweep(
@@ -120,6 +111,7 @@ def sweep(
     *,
     folds: int,
     Cs: Sequence[float],
+    memory: int = MEMORY,
     progress: bool = False,
 ) -> Sweep:
     """Fit every readout, score it everywhere.
@@ -131,31 +123,41 @@ def sweep(
         words: `lexical` of the same sets, to stand beside the probes.
         folds: Cross-validation folds.
         Cs: Inverse strengths of the L2 penalty to choose from.
+        memory: Bytes of features that a fit may hold; more are streamed.
         progress: Whether to show a bar over the readouts, with the time left.
 
     Raises:
         InputError: The train set has too few groups for the folds, or one class only.
     """
-    labels, groups = train.prompts.labels, train.prompts.groups
-    split = Folds.of(labels, groups, folds=folds, seed=where.seed)
-    sets = [train.prompts, *(other.prompts for other in held_out)]
-    scores: list[ScoreRow] = []
-    fitted: list[Fitted] = []
+    labels = train.prompts.labels
+    split = Folds.of(labels, train.prompts.groups, folds=folds, seed=where.seed)
+    unseen = [other.prompts for other in held_out]
+    out_of_fold: list[CrossValidated] = []
+    probes: list[LinearReadout] = []
     bar = tqdm(list(kinds(train.acts.n_layers)), "  fitting", unit="probe", disable=not progress)
     for readout, layers in bar:
-        out_of_fold = cross_validate(
-            train.acts, labels, split, readout=readout, layers=layers, Cs=Cs
+        out_of_fold.append(
+            cross_validate(
+                train.acts, labels, split, readout=readout, layers=layers, Cs=Cs, memory=memory
+            )
         )
-        probe = fit(train.acts, labels, split, readout=readout, layers=layers, Cs=Cs)
-        inside = metrics.auroc_interval(
-            labels, out_of_fold.logits, groups, fold=split.fold, seed=where.seed
+        probes.append(
+            fit(train.acts, labels, split, readout=readout, layers=layers, Cs=Cs, memory=memory)
         )
-        outside = [
-            _held_out_auroc(train.prompts, other.prompts, probe.logits(other.acts), where.seed)
-            for other in held_out
-        ]
-        fitted.append(Fitted(probe, out_of_fold, inside))
-        scores += _rows(where, readout, layer_of(probe), probe.C, sets, [inside, *outside])
+    aurocs = _aurocs(
+        train.prompts,
+        unseen,
+        split,
+        [found.logits for found in out_of_fold],
+        [[probe.logits(other.acts) for other in held_out] for probe in probes],
+        where.seed,
+    )
+    sets = [train.prompts, *unseen]
+    scores: list[ScoreRow] = []
+    fitted: list[Fitted] = []
+    for probe, found, (inside, outside) in zip(probes, out_of_fold, aurocs, strict=True):
+        fitted.append(Fitted(probe, found, inside))
+        scores += _rows(where, probe.readout, layer_of(probe), probe.C, sets, [inside, *outside])
     for floor in words:
         scores += _rows(where, floor.floor, -1, None, sets, [floor.inside, *floor.outside])
     return Sweep(
@@ -205,11 +207,33 @@ def risks(
     return found
 
 
-def _held_out_auroc(
-    train: PromptSet, other: PromptSet, scores: Float64[ndarray, "prompt"], seed: int
-) -> metrics.Interval:
-    keep = new_rows(train, other)
-    return metrics.auroc_interval(other.labels[keep], scores[keep], other.groups[keep], seed=seed)
+def _aurocs(
+    train: PromptSet,
+    held_out: Sequence[PromptSet],
+    split: Folds,
+    inside: Sequence[Float64[ndarray, "prompt"]],
+    outside: Sequence[Sequence[Float64[ndarray, "held_out_prompt"]]],
+    seed: int,
+) -> list[tuple[metrics.Interval, list[metrics.Interval]]]:
+    """Each readout's AUROC on the train set and on each held-out set.
+
+    Args:
+        train: The train set.
+        held_out: The others.
+        split: Folds of the train set.
+        inside: Each readout's out-of-fold scores.
+        outside: Each readout's scores of each held-out set.
+        seed: Of the bootstrap, whose draws all readouts share.
+    """
+    own = metrics.auroc_intervals(train.labels, inside, train.groups, fold=split.fold, seed=seed)
+    others = []
+    for i, other in enumerate(held_out):
+        keep = new_rows(train, other)
+        scores = [found[i][keep] for found in outside]
+        others.append(
+            metrics.auroc_intervals(other.labels[keep], scores, other.groups[keep], seed=seed)
+        )
+    return [(one, [found[k] for found in others]) for k, one in enumerate(own)]
 
 
 def _rows(

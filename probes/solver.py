@@ -22,7 +22,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, Shaped
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -40,7 +40,7 @@ class Design:
     blocks: Callable[[], Iterable[tuple[slice, Float64[Tensor, "row feature"]]]]
     """Yields each training row once: where the block lies among them, and its features.
 
-    One block when the features are held in memory; read anew at every pass when they are not."""
+    Views of what is held in memory; read anew at every pass when it is not."""
     curvature: Float64[Tensor, "axis"]
     """sum_i <z_i, axis>^2 over the training rows."""
     radius: float
@@ -80,7 +80,7 @@ class _Evaluation(NamedTuple):
 def solve(
     design: Design,
     labels: Int64[Tensor, "row"],
-    counts: Float64[Tensor, "row column"],
+    counts: Shaped[Tensor, "row column"],
     C: Float64[Tensor, "column"],
 ) -> Fits:
     """Minimise every f_k; a column that has converged leaves the batch.
@@ -88,14 +88,15 @@ def solve(
     Args:
         design: Features of the rows.
         labels: 0 or 1.
-        counts: m_ik, how often row i counts in fit k: a fold's mask.
+        counts: m_ik, how often row i counts in fit k: a fold's mask. Of any dtype: it may hold
+            more numbers a row than the features do, and for a mask a byte each will do.
         C: Inverse strength of the penalty, as in scikit-learn.
 
     Raises:
         ValueError: A column whose rows are all of one class: its intercept has no optimum.
     """
     y = labels.double()
-    if not bool(((y @ counts > 0) & ((1 - y) @ counts > 0)).all()):
+    if not all(bool((counts[labels == label] > 0).any(0).all()) for label in (0, 1)):
         raise ValueError("each fit needs rows of both classes, or its intercept has no optimum")
     theta = torch.zeros(len(design.curvature) + 1, len(C), dtype=torch.float64, device=C.device)
     live = torch.arange(len(C), device=C.device)
@@ -136,7 +137,7 @@ def _evaluate(design: Design, y: Tensor, counts: Tensor, C: Tensor, theta: Tenso
     gradient = torch.zeros_like(W)
     for rows, Z in design.blocks():
         # The class's sign goes first: 1 - p would lose what a well-fitted row has left to say.
-        sign, m = 1 - 2 * y[rows, None], counts[rows]
+        sign, m = 1 - 2 * y[rows, None], counts[rows].to(Z.dtype)
         wrong = sign * torch.addmm(b, Z, W)
         p = torch.sigmoid(wrong)
         residual = m * sign * p

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy import ndarray
-from torch import Tensor
 
 from probes.probe import Folds, Stacked
 
@@ -54,5 +53,5 @@ class Sharded(Stacked):
 class WithEmbedding(Stacked):
     """A constant last token: its embedding tells nothing."""
 
-    def embedding(self) -> Tensor:
-        return torch.full((self.n_prompts, self.d_model), 0.1)
+    def embedding_blocks(self):
+        yield slice(0, self.n_prompts), torch.full((self.n_prompts, 1, self.d_model), 0.1)

@@ -1,7 +1,14 @@
 """Lexical floors: on the probe's folds, and blind to the rows that they are scored on."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from probes import floors
 from probes.floors import FLOORS, cross_validated_scores, held_out_scores, lengths
@@ -69,3 +76,51 @@ def test_no_words_at_all_is_chance():
         found = cross_validated_scores(floor, ["?"] * 40, labels, folds)
         assert np.ptp(found[folds.fold == 0]) == 0, floor
     assert tuple(sorted(floors.CS)) == floors.CS
+
+
+@pytest.mark.parametrize(("rows", "memory"), [(7, 1), (1024, 2**23)], ids=["file", "held"])
+@pytest.mark.parametrize("floor", FLOORS)
+def test_blocks_give_scikit_learns_own(floor, rows, memory, monkeypatch):
+    """Vectorised and fitted as a whole, C chosen by the same inner folds."""
+    monkeypatch.setattr(floors, "ROWS", rows)
+    monkeypatch.setattr(floors, "MEMORY", memory)
+    texts, labels, groups = sentences(telling=True)
+    labels = np.where(np.arange(len(labels)) % 9 == 0, 1 - labels, labels)
+    folds = Folds.of(labels, groups)
+    wanted = np.empty(len(labels))
+    for split in range(folds.n):
+        train, test = np.flatnonzero(folds.train(split)), np.flatnonzero(folds.fold == split)
+        vectoriser = (
+            make_pipeline(FunctionTransformer(lengths), StandardScaler())
+            if floor == "length"
+            else TfidfVectorizer(sublinear_tf=True, **floors.NGRAMS[floor])
+        )
+        X = vectoriser.fit_transform([texts[row] for row in train])
+        search = GridSearchCV(
+            LogisticRegression(max_iter=1000),
+            {"C": floors.CS},
+            scoring="neg_log_loss",
+            cv=PredefinedSplit(folds.inner[split, train]),
+        ).fit(X, labels[train])
+        wanted[test] = search.decision_function(vectoriser.transform([texts[r] for r in test]))
+    found = cross_validated_scores(floor, texts, labels, folds)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_features_of_many_texts_are_not_held(monkeypatch):
+    def peak(n: int) -> int:
+        texts, labels, groups = sentences(n, telling=True)
+        folds = Folds.of(labels, groups, folds=3)
+        tracemalloc.start()
+        cross_validated_scores("tfidf-char", texts, labels, folds)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    monkeypatch.setattr(floors, "CS", (1.0,))
+    monkeypatch.setattr(floors, "ROWS", 100)
+    monkeypatch.setattr(floors, "MEMORY", 2**16)
+    grown = peak(1800) - peak(300)
+    assert grown < 1500 * 250, "bytes: a few numbers a text"
+    monkeypatch.setattr(floors, "MEMORY", 2**30)
+    assert peak(1800) - peak(300) > 1500 * 500, "the control: features held"

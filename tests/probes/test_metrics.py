@@ -1,5 +1,6 @@
 """Metrics: exact on ties, undefined where undefined, and intervals that cover."""
 
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis.extra import numpy as arrays
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
+from probes import metrics
 from probes.metrics import (
     auroc,
     auroc_interval,
@@ -17,6 +19,7 @@ from probes.metrics import (
     ece,
     operating_point,
     threshold_at_fpr,
+    threshold_in_gap,
     tpr_at_fpr,
     weighted_auroc,
 )
@@ -179,6 +182,34 @@ def test_too_few_negatives_are_said():
     assert tpr_at_fpr(np.append(labels, 0), np.append(scores, -1.0), 0.01).tpr.estimate == 1.0
 
 
+@given(
+    arrays.arrays(np.float64, st.integers(1, 60), elements=st.integers(0, 9).map(float)),
+    st.floats(0.01, 0.5),
+    st.integers(0, 3),
+)
+def test_the_raised_threshold_keeps_both_rates(negatives, fpr, seed):
+    positives = np.random.default_rng(seed).normal(seed - 1.0, 3.0, 40)
+    labels = np.repeat([0, 1], [len(negatives), len(positives)])
+    both = np.concatenate([negatives, positives])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lowest = threshold_at_fpr(negatives, fpr)
+        raised = threshold_in_gap(labels, both, fpr)
+    if np.isnan(lowest):
+        assert np.isnan(raised)
+        return
+    assert raised >= lowest
+    assert np.mean(negatives > raised) <= np.mean(negatives > lowest) <= fpr + 1e-9
+    assert np.mean(positives > raised) == np.mean(positives > lowest)
+
+
+def test_where_the_classes_lie_apart_the_threshold_lies_between():
+    labels = np.repeat([0, 1], 200)
+    scores = np.concatenate([np.linspace(-9, -3, 200), np.linspace(1, 7, 200)])
+    assert threshold_at_fpr(scores[labels == 0], 0.01) < -3  # the control: in the harmless bulk
+    assert threshold_in_gap(labels, scores, 0.01) == pytest.approx(-1)
+
+
 def test_rates_at_a_threshold():
     labels, scores = np.array([0] * 10 + [1] * 10), np.r_[np.arange(10), np.arange(5, 15)] * 1.0
     point = operating_point(labels, scores, 8.0)
@@ -197,3 +228,60 @@ def test_calibration():
     assert ece(labels, p / 2) == pytest.approx(0.25, abs=0.02)
     assert brier(labels, p) == pytest.approx(1 / 6, abs=0.01)
     assert brier(np.array([1, 1]), np.array([0.5, 1.0])) == 0.125
+
+
+def in_one_table(labels, group, rng):
+    """All draws at once, as drawn kind after kind."""
+    kind = [set(labels[group == g]) for g in range(group.max() + 1)]
+    times = np.empty((metrics.DRAWS, len(kind)))
+    for wanted in ({1}, {0}, {0, 1}):
+        of_kind = [g for g, found in enumerate(kind) if found == wanted]
+        if of_kind:
+            m = len(of_kind)
+            size = max(m - 1, 1)
+            picks = rng.multinomial(size, np.full(m, 1 / m), metrics.DRAWS)
+            times[:, of_kind] = picks * (m / size)
+    return times
+
+
+def test_draws_do_not_depend_on_how_many_are_held(monkeypatch):
+    rng = np.random.default_rng(2)
+    labels, group = np.arange(90) % 2, np.sort(np.arange(90) % 41)  # of all three kinds
+    wanted_rng, wanted = np.random.default_rng(5), []
+    for _ in range(2):  # the second fold goes on where the first one ends
+        wanted.append(in_one_table(labels, group, wanted_rng))
+    for table in (1, 7 * 90, 10**9):
+        monkeypatch.setattr(metrics, "TABLE", table)
+        rng = np.random.default_rng(5)
+        for one in wanted:
+            blocks = list(metrics._resampled(labels, group, rng))
+            assert len(blocks) == -(-metrics.DRAWS // min(max(table // 90, 1), metrics.DRAWS))
+            np.testing.assert_array_equal(np.concatenate([times for _, times in blocks]), one)
+
+
+def test_intervals_share_their_draws_but_nothing_else():
+    rng = np.random.default_rng(3)
+    labels, fold = np.arange(60) % 2, np.arange(60) % 5 % 2
+    scores = [labels + rng.normal(size=60), rng.normal(size=60), np.full(60, np.nan)]
+    with pytest.warns(RuntimeWarning, match="60 NaN"):
+        found = metrics.auroc_intervals(labels, scores, np.arange(60), fold=fold)
+    alone = [auroc_interval(labels, one, np.arange(60), fold=fold) for one in scores[:2]]
+    assert found[:2] == alone
+    assert found[0] != found[1]
+    assert np.isnan(found[2]).all()
+
+
+def test_the_bootstrap_holds_no_table_of_all_draws(monkeypatch):
+    def peak(n: int) -> int:
+        labels = np.arange(n) % 2
+        tracemalloc.start()
+        auroc_interval(labels, np.sin(np.arange(n)), np.arange(n))
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    monkeypatch.setattr(metrics, "DRAWS", 200)
+    grown = peak(3000) - peak(500)
+    assert grown < 2500 * 400, "bytes: some numbers a prompt, at most 400 bytes"
+    monkeypatch.setattr(metrics, "TABLE", 10**9)
+    assert peak(3000) - peak(500) > 2500 * 8 * 200, "the control: one table"

@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from probes import features
 from probes import probe as probe_module
 from probes.errors import InputError
 from probes.features import Features
@@ -63,7 +64,9 @@ def test_class_mean_is_the_difference_of_means():
     assert found.C is None
 
 
-def test_streaming_gives_the_same():
+@pytest.mark.parametrize("numbers", [2**20, 400], ids=["blocks", "pieces"])
+def test_streaming_gives_the_same(numbers, monkeypatch):
+    monkeypatch.setattr(features, "NUMBERS", numbers)
     data = planted()
     sharded = Sharded(data.acts.activations)
     for readout, layers in (
