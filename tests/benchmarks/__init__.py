@@ -1,1 +1,1 @@
-"""Ratios of time against what one would use instead, side by side in one interleaved run."""
+"""Ratios of time and memory against what one would use instead, measured side by side."""

@@ -1,0 +1,77 @@
+"""The benchmarks measure what they say, at small sizes."""
+
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+
+from tests.benchmarks import memory, step
+from tests.benchmarks.interleave import Case, measure
+
+
+def sleeps(seconds: float, value: float = 0.0) -> np.ndarray:
+    time.sleep(seconds)
+    return np.array([value, 1.0])
+
+
+def test_the_ratio_is_ours_over_the_baselines() -> None:
+    case = Case("bench", "case", "baseline", partial(sleeps, 0.01), partial(sleeps, 0.04, 0.25))
+    found = measure(case, rounds=3)
+    assert 0.1 < found.lo <= found.median <= found.hi < 0.6
+    assert found.parity == 0.25
+
+
+def test_jobs_that_differ_by_intent_are_compared_in_what_they_share() -> None:
+    jobs = (partial(sleeps, 0.001), partial(sleeps, 0.001, 9.0))
+    assert measure(Case("bench", "case", "baseline", *jobs, lambda: 0.5), rounds=1).parity == 0.5
+
+
+PEAK = """
+import torch
+from tests.benchmarks import memory
+
+kept, MB = torch.ones(8 * 2**20), 2**20 // 4
+
+def job():
+    for _ in range(3):
+        large = torch.ones(48 * MB)
+        small = large[: 16 * MB].clone()
+        del large, small
+
+job()
+print(memory.peak(job))
+"""
+
+
+@pytest.mark.skipif(not memory.RESET.exists(), reason="only Linux tells the peak")
+def test_the_peak_is_what_a_job_holds_at_once() -> None:
+    """Neither what was there before it, nor what it holds one after the other."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK],
+        cwd=memory.ROOT, env=os.environ | memory.RETURNED, capture_output=True, check=True,
+    )  # fmt: skip
+    assert int(done.stdout) == pytest.approx(64 * 2**20, rel=0.05)
+
+
+def test_where_the_peak_is_not_told_the_ratio_is_not_a_number(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(memory, "RESET", tmp_path / "clear_refs")
+    assert np.isnan(memory.ratio("step", 0))
+
+
+def test_the_steps_agree_and_again_after_a_step() -> None:
+    """With the textbook's gradient, and without a KL with transformers' own."""
+    cases = list(step.cases(d_model=32, vocabularies=(3000,)))
+    assert len({case.baseline for case in cases}) == 4
+    for case in cases:
+        for _ in range(2):
+            ours, theirs = case.ours(), case.theirs()
+            largest = float(np.abs(ours).max())
+            differs = float(np.abs(ours - theirs).max())
+            if case.parity is not None:  # positive control: with a KL it is another gradient
+                assert differs > 0.01 * largest
+                differs = case.parity()
+            assert differs < 1e-4 * largest, case.baseline
