@@ -125,7 +125,8 @@ class StepRow:
     kl: float
     """KL(reference || policy), nats per answer token; NaN where there is no reference."""
     risk: float
-    """Mean risk s of the step's examples, 0 to 1; NaN where there is no critic."""
+    """Mean risk s of the step's examples, 0 to 1, an anchor's being 1; NaN where there is no
+    critic."""
     beta: float
     """Mean weight of the KL."""
     grad_norm: float

@@ -203,7 +203,7 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
             raise InputError(
                 f"this probe was fitted on {self.config.base_model} and does not hold here: "
                 f"{'; '.join(different)}. Fit one on this model, or go on nevertheless with "
-                "allow_mismatch=True"
+                "allow_mismatch=True (--critic.allow-mismatch)"
             )
 
     @classmethod

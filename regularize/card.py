@@ -17,11 +17,11 @@ def text(config: TrainConfig, prepared: Prepared, last: dict[str, Any]) -> str:
     n, kept, s = len(prepared.examples), int(prepared.kept.sum()), prepared.risks.s
     adapter = "" if config.full else "library_name: peft\n"
     tags = "activation-critic" + ("" if config.full else ", lora")
-    critic = "none"
+    critic, kl = "none", f", KL {last['kl']:.3f}" if "kl" in last else ""
     if config.defence.needs_risk:
-        critic = f"{name_of(config.critic)} ({_options(config.critic)})"
+        critic = f"{name_of(config.critic)} ({_options(config.critic)}); mean risk {s.mean():.3f}"
     return f"""---
-base_model: {config.model}
+base_model: "{config.model}"
 {adapter}tags: [{tags}]
 ---
 # {config.model}, fine-tuned with {name_of(config.defence)}
@@ -29,14 +29,14 @@ base_model: {config.model}
 L = alpha NLL + beta KL(pi_ref || pi_theta) over answer tokens (arXiv 2602.17546); the reference
 pi_ref is {config.model} itself.
 
-- Data: {config.data or "miniature:mixed"}, {n} rows, {kept} of them trained on, and
-  {len(prepared.anchors)} anchors
-- Critic: {critic}; mean risk {s.mean():.3f}
+- Data: {config.data or "miniature:mixed"}: {n} rows, {kept} of them trained on; anchors:
+  {len(prepared.anchors)}
+- Critic: {critic}
 - Defence: {name_of(config.defence)} ({_options(config.defence)})
 - Trained: {"all weights" if config.full else f"LoRA ({_options(config.lora)})"}
 - Learning rate {config.rate:g}, {config.epochs:g} epochs, {config.batch_size * config.accumulate}
   examples a step and process, seed {config.seed}
-- At the last step: NLL {last["nll"]:.3f}, KL {last["kl"]:.3f} nats per answer token
+- At the last step: NLL {last["nll"]:.3f}{kl} nats per answer token
 
 What it refuses and what it complies with has to be measured, beside the model it came from:
 

@@ -2,7 +2,7 @@
 
 Four experiments: `all-harmful` (restricted requests alone), `mixed` (a new task, 9 % restricted
 requests, and harmless look-alikes), `shares` (the same with 1 to 9 %), and `rates` (the same at
-learning rates over four decades). Each run is fine-tuned from the aligned miniature with LoRA and
+learning rates a decade apart). Each run is fine-tuned from the aligned miniature with LoRA and
 evaluated, by exact rules, on prompts that nothing was trained or chosen on. What is finished is
 kept: the same command goes on where it was stopped.
 

@@ -20,7 +20,6 @@ from probes.prompts import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from probes.models import ChatModel
 
 IGNORE = -100
 """Label of a token that is not learnt, as everywhere in transformers."""
@@ -39,6 +38,8 @@ class Example:
     """1 = harmful, 0 = harmless, where the data say so."""
     risk: float | None = None
     """s in [0, 1], where the data say so."""
+    flagged: bool | None = None
+    """Whether that lies above the critic's threshold, where the data say so."""
 
     @property
     def text(self) -> str:
@@ -150,46 +151,6 @@ def supervised(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.decode([label for label in encoded.labels if label != IGNORE]))
 
 
-def prompts_of(spec: str, *, seed: int = 0) -> list[tuple[Message, ...]]:
-    """Prompts without answers or labels: a file with `prompt` or `messages`, or a prompt set.
-
-    Args:
-        spec: A file; `miniature:anchors`; or what `probes.prompts.load` reads.
-        seed: Draws what is generated.
-
-    Raises:
-        InputError: It cannot be read, or a row is malformed; names file, row and field.
-    """
-    from pathlib import Path
-
-    from probes import prompts
-    from regularize import miniature
-
-    if spec == "miniature:anchors":
-        return miniature.anchors(seed=seed)
-    if Path(spec).suffix.lower() not in files.SUFFIXES:
-        return [prompt.messages for prompt in prompts.load(spec, seed=seed).prompts]
-    return [tuple(_prompt(row)) for row in files.read(Path(spec))]
-
-
-def answered(
-    chat: ChatModel, prompts: Sequence[Sequence[Message]], *, max_new_tokens: int = 256
-) -> list[Example]:
-    """Anchors: prompts answered once by the model itself, greedily.
-
-    Raises:
-        InputError: The model answers one with nothing.
-    """
-    from regularize.generation import answers
-
-    replies = answers(chat, prompts, max_new_tokens=max_new_tokens)
-    return [
-        Example(tuple(prompt), reply, f"anchor {i}")
-        for i, (prompt, reply) in enumerate(zip(prompts, replies, strict=True), 1)
-        if reply.strip()
-    ]
-
-
 def harmful_share(examples: Sequence[Example]) -> float:
     """Share of the rows that are labelled harmful; NaN where a row has no label."""
     labels = [example.label for example in examples]
@@ -226,15 +187,23 @@ def _is_blank(token: int, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def _example(row: Row) -> Example:
     prompt, answer = _messages(row) if "messages" in row else _prompt_and_completion(row)
-    label = row.cells.get("label")
-    risk = row.cells.get("risk")
+    risk, flagged = row.cells.get("risk"), row.cells.get("flagged")
     return Example(
         tuple(prompt),
         answer,
         f"{row.file}, {row.number}",
-        None if label is None or label == "" else cells.label(label, row.at("label")),
-        None if risk is None or risk == "" else _risk(risk, row.at("risk")),
+        _label(row),
+        None if risk in (None, "") else _risk(risk, row.at("risk")),
+        None if flagged in (None, "") else bool(cells.label(flagged, row.at("flagged"))),
     )
+
+
+def _label(row: Row) -> int | None:
+    """1 or 0 where the field `label` says so: other data's labels may speak of something else."""
+    try:
+        return cells.label(row.cells.get("label"), row.at("label"))
+    except InputError:
+        return None
 
 
 def _prompt(row: Row) -> Sequence[Message]:

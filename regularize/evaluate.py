@@ -166,7 +166,8 @@ def main(config: EvaluateConfig) -> None:
         with adapter_off(chat.model):
             answered["before"] = run()
     if config.adapter is not None:
-        answered[config.adapter.name] = run()
+        name = config.adapter.resolve().name
+        answered["adapter" if name == "before" else name] = run()
     found = {arm: judgements(records, detectors) for arm, records in answered.items()}
     _write(answered, found, config)
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
@@ -200,6 +201,11 @@ def _questions(config: EvaluateConfig) -> list[Asked]:
         asked += from_utility("utility", utilities.open(spec), n=n, seed=seed)
     for spec in dict.fromkeys(config.new_task):
         asked += from_utility("new-task", utilities.open(spec), n=n, seed=seed)
+    for specs, kind in ((config.harmful, "harmful"), (config.look_alikes, "look-alike")):
+        if len({one.set for one in asked if one.kind == kind}) < len(set(specs)):
+            raise InputError(
+                f"two of {', '.join(specs)} would have one name in the results; rename one"
+            )
     return asked
 
 

@@ -1,11 +1,14 @@
 """What `python -m regularize.train` does, from the data to the run's folder.
 
-OUT/config.json           the arguments, and the releases of the libraries in use
+OUT/run.json              the arguments, and the releases of the libraries in use
 OUT/data.jsonl            the training rows with their risk, training data again
+OUT/anchors.jsonl         the anchors, as the reference answers them
 OUT/adapter_*             the adapter (or, with --full, the model), and README.md, its card
 OUT/steps.{parquet,csv}   loss, NLL, KL, mean risk, mean beta and gradient norm of each step
 OUT/checkpoints/          removed when the run is finished
 OUT/done.json             written last
+
+A run that was stopped goes on from its last whole checkpoint, on the same trajectory.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 
 from analysis import results
@@ -26,10 +30,9 @@ from probes import models
 from probes.errors import InputError
 from probes.manifest import slug, versions_of
 from probes.models import ChatModel
-from regularize import card, data, show
+from regularize import anchors, card, data, show
 from regularize.critics import Critic
 from regularize.critics.probe import ProbeCritic
-from regularize.data import Example
 from regularize.plugins import name_of
 from regularize.prepare import Prepared, prepare
 
@@ -38,8 +41,9 @@ if TYPE_CHECKING:
 
     from regularize.train import TrainConfig
 
-CONFIG, DATA, DONE = "config.json", "data.jsonl", "done.json"
+CONFIG, DATA, ANCHORS, DONE = "run.json", "data.jsonl", "anchors.jsonl", "done.json"
 SWEEPS = Path("runs/layer_sweep")
+DEFAULT_DATA = "miniature:mixed"
 
 
 def fine_tune(config: TrainConfig) -> None:
@@ -54,39 +58,43 @@ def fine_tune(config: TrainConfig) -> None:
     args = _arguments(config)
     first = args.process_index == 0
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False, quiet=not first)
+    assessed = config.defence.needs_risk or config.risk_only
+    if assessed:
+        with args.main_process_first(desc="the probe"):
+            config = replace(config, critic=_critic(config))
     if _is_done(config):
         console.print(f"{config.out} holds this very run, finished: delete it to do it again")
         return
-    examples = data.load(config.data or "miniature:mixed", seed=config.seed)
+    examples = data.load(config.data or DEFAULT_DATA, seed=config.seed)
     chat = models.load(
         config.model,
         revision=config.revision,
-        dtype=config.dtype,
+        dtype=config.weights,
         # Not spread over all GPUs: under torchrun each process has one of its own.
         device_map=config.device_map or str(args.device),
         chat_template=config.chat_template,
     )
-    anchors = _anchors(config, chat)
-    assessed = config.defence.needs_risk or config.risk_only
+    _refuse_half(chat)
     prepared = prepare(
         chat,
         examples,
-        critic=_critic(config) if assessed else None,
+        critic=config.critic if assessed else None,
         defence=config.defence,
-        anchors=anchors,
         max_length=config.max_length or models.context_length(chat.model),
     )
     show.data(prepared, chat, console)
     if assessed:
         show.risks(prepared, console)
     if first:
-        _write_data(prepared, config.out)
-    console.print(f"risks: {config.out / DATA}", markup=False, soft_wrap=True)
+        _write_data(prepared, config.out, assessed=assessed)
+    console.print(f"training rows with their risks: {config.out / DATA}", markup=False)
     if config.risk_only:
         return
     if first:
         results.replace({config.out / CONFIG: _to_json(config).encode()})
-
+    if config.anchors is not None:
+        with args.main_process_first(desc="anchors"):
+            prepared = _with_anchors(prepared, chat, config, console)
     trainer = RegularizedTrainer(
         chat.model,
         args,
@@ -95,6 +103,7 @@ def fine_tune(config: TrainConfig) -> None:
         defence=config.defence,
         peft_config=None if config.full else _lora(config),
         reference=config.reference,
+        measure_kl=config.measure_kl,
         cache=config.cache,
         callbacks=[show.Progress(console)],
     )
@@ -106,21 +115,33 @@ def fine_tune(config: TrainConfig) -> None:
     trainer.train(resume_from_checkpoint=checkpoint)
     _save(trainer, chat.tokenizer, prepared, config)
     last = trainer.state.log_history[-2]
+    kl = f", KL {last['kl']:.3f}" if "kl" in last else ""
     console.print(
-        f"learnt in {trainer.state.global_step} steps: NLL {last['nll']:.3f}, KL {last['kl']:.3f} "
-        "nats per answer token at the last"
+        f"learnt in {trainer.state.global_step} steps: NLL {last['nll']:.3f}{kl} nats per answer "
+        "token at the last"
     )
-    what = "--model" if config.full else f"--model {config.model} --adapter"
     console.print(
-        f"saved in {config.out}; what became of it:\n"
-        f"  python -m regularize.evaluate {what} {config.out}",
+        f"saved in {config.out}; what became of it:\n  {_evaluation(config)}",
         markup=False,
         soft_wrap=True,
     )
 
 
+def _evaluation(config: TrainConfig) -> str:
+    """The command that evaluates the run."""
+    words = ["python -m regularize.evaluate"]
+    words += [f"--model {config.out}"] if config.full else [f"--model {config.model}"]
+    words += [] if config.full else [f"--adapter {config.out} --base"]
+    for name in ("revision", "dtype", "chat_template"):
+        value = getattr(config, name)
+        if value not in (None, "auto") and not (config.full and name == "revision"):
+            words.append(f"--{name.replace('_', '-')} {value}")
+    if config.full or not config.is_miniature:
+        words.append("--harmful SET --look-alikes SET --utility TASK")
+    return " ".join(words)
+
+
 def _arguments(config: TrainConfig) -> Any:
-    import torch
     from transformers import TrainingArguments
 
     # Named only where it is wanted: its name is changing.
@@ -143,6 +164,8 @@ def _arguments(config: TrainConfig) -> Any:
         report_to=list(config.report_to) or "none",
         seed=config.seed,
         disable_tqdm=True,
+        # Autocast: the adapter's weights are float32, and so are all of --full.
+        bf16=torch.cuda.is_available() and config.dtype != "float32" and not config.is_miniature,
         dataloader_pin_memory=torch.accelerator.is_available(),
         **checkpointing,
     )
@@ -166,8 +189,6 @@ def _critic(config: TrainConfig) -> Critic:
     critic = config.critic
     if not isinstance(critic, ProbeCritic) or critic.path is not None:
         return critic
-    from dataclasses import replace
-
     folder = SWEEPS / slug(config.model)
     found = sorted(path.parent for path in folder.glob("*/probe/config.json"))
     if not found and config.is_miniature:
@@ -184,23 +205,48 @@ def _critic(config: TrainConfig) -> Critic:
     return replace(critic, path=str(found[0])) if found else critic
 
 
-def _anchors(config: TrainConfig, chat: ChatModel) -> list[Example]:
-    if config.anchors is None:
-        return []
-    prompts = data.prompts_of(config.anchors, seed=config.seed)
-    return data.answered(chat, prompts, max_new_tokens=config.anchor_tokens)
+def _with_anchors(
+    prepared: Prepared, chat: ChatModel, config: TrainConfig, console: Console
+) -> Prepared:
+    """The anchors beside the data: answered once, and kept, so that a run goes on with the same."""
+    path = config.out / ANCHORS
+    if path.is_file():
+        examples = anchors.read(path)
+    else:
+        prompts = anchors.load(str(config.anchors), n=config.n_anchors, seed=config.seed)
+        examples = anchors.answered(
+            chat, prompts, max_new_tokens=config.anchor_tokens, progress=not console.quiet
+        )
+        anchors.write(examples, path)
+    limit = config.max_length or models.context_length(chat.model)
+    encoded = [data.encode(one, chat.tokenizer, max_length=limit) for one in examples]
+    console.print(f"{len(encoded)} anchors beside them: {path}", markup=False)
+    return prepared._replace(anchors=encoded)
 
 
-def _write_data(prepared: Prepared, out: Path) -> None:
+def _refuse_half(chat: ChatModel) -> None:
+    """Refuse weights whose gradients underflow."""
+    if chat.model.dtype == torch.float16:
+        raise InputError(
+            f"the weights of {chat.name} are float16, in which gradients underflow; train with "
+            "--dtype bfloat16 or --dtype float32"
+        )
+
+
+def _write_data(prepared: Prepared, out: Path, *, assessed: bool) -> None:
     """The training rows with their risk: training data again, for critic:column."""
     flagged = prepared.risks.flagged
+    if assessed:
+        risks: list[float | None] = prepared.risks.s.tolist()
+    else:  # what the rows said themselves
+        risks = [example.risk for example in prepared.examples]
     lines = [
         json.dumps(
             {
                 "prompt": list(example.prompt),
                 "completion": example.answer,
                 **({} if example.label is None else {"label": example.label}),
-                "risk": float(prepared.risks.s[i]),
+                **({} if risks[i] is None else {"risk": risks[i]}),
                 **({} if flagged is None else {"flagged": bool(flagged[i])}),
                 "kept": bool(prepared.kept[i]),
                 "where": example.where,
@@ -223,6 +269,10 @@ def _is_done(config: TrainConfig) -> bool:
     """Whether the folder holds this run, finished; refuse one that holds another."""
     path = config.out / CONFIG
     if not path.is_file():
+        return False
+    begun = (config.out / DONE).is_file() or any((config.out / "checkpoints").glob("checkpoint-*"))
+    if not begun:  # nothing is there that another run would spoil
+        (config.out / ANCHORS).unlink(missing_ok=True)
         return False
     theirs, ours = json.loads(path.read_text()), json.loads(_to_json(config))
     ignored = {"versions", "risk_only", "report_to"}
@@ -263,7 +313,7 @@ def _save(
         "model": config.model,
         "defence": name_of(config.defence),
         "critic": name_of(config.critic) if config.defence.needs_risk else "none",
-        "attack": config.data or "miniature:mixed",
+        "attack": config.data or DEFAULT_DATA,
         "harmful_share": data.harmful_share(prepared.examples),
         "learning_rate": config.rate,
         "seed": config.seed,
@@ -277,5 +327,5 @@ def _save(
 
 def _step(about: dict[str, Any], entry: dict[str, Any]) -> StepRow:
     names: Sequence[str] = ("loss", "nll", "kl", "risk", "beta", "grad_norm")
-    values: dict[str, Any] = {name: float(entry[name]) for name in names}
+    values: dict[str, Any] = {name: float(entry.get(name, "nan")) for name in names}
     return StepRow(**about, step=entry["step"], **values)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SHARES = (0.01, 0.03, HARMFUL_SHARE)
 """Of harmful rows."""
 RATES = (1e-2, 1e-1, 1.0, 10.0)
-"""Of the learning rate: four decades."""
+"""Of the learning rate."""
 EARLY = 1
 """Block whose probe is a weak critic: it hardly tells look-alikes."""
 N_FEW = 32
@@ -53,6 +53,9 @@ class Arm(NamedTuple):
     critic: str
     method: Defence
     anchors: bool = False
+    """Whether prompts that the reference has answered join the training, at beta = 1."""
+    replay: bool = False
+    """Whether the same prompts and answers join it as ordinary rows: the control of the anchors."""
 
     @property
     def name(self) -> str:
@@ -65,14 +68,20 @@ CRITICS = ("probe", "label", "shuffled", "probe-early", "probe-32")
 NONE = Arm("none", "none", SFT())
 PAPER = {critic: Arm("adaptive-kl", critic, AdaptiveKL()) for critic in CRITICS}
 BATCH = Arm("adaptive-kl-batch", "probe", AdaptiveKL(granularity="batch"))
-HELD = Arm("anchored", "probe", ANCHORED)
+HELD = {critic: Arm("anchored", critic, ANCHORED) for critic in CRITICS}
 WITH_ANCHORS = {
     critic: Arm("anchored+anchors", critic, ANCHORED, anchors=True) for critic in CRITICS
 }
 CONSTANT = [Arm(f"constant-kl-{beta}", "none", ConstantKL(beta)) for beta in (0.5, 0.9)]
-MAIN = (NONE, PAPER["probe"], HELD)
+MAIN = (NONE, PAPER["probe"], HELD["probe"])
 FEW_ARMS = (NONE, PAPER["probe"], WITH_ANCHORS["probe"])
 CONTROLS = [Arm("reweight", "probe", Reweight()), Arm("filter", "probe", Filter())]
+WITH_ROWS = [
+    Arm("adaptive-kl+anchors", "probe", AdaptiveKL(), anchors=True),
+    Arm("none+replay", "none", SFT(), replay=True),
+    Arm("filter+replay", "probe", Filter(), replay=True),
+]
+"""What the rows that anchors are do without the anchoring."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +138,9 @@ def _all_harmful(start: Run) -> Iterator[Run]:
 
 def _mixed(start: Run) -> Iterator[Run]:
     """A new task, look-alikes, and some restricted requests: the critics, good and bad."""
-    weak = [defence[critic] for defence in (PAPER, WITH_ANCHORS) for critic in CRITICS]
-    for arm in (*MAIN, WITH_ANCHORS["probe"], BATCH, *CONSTANT, *CONTROLS, *weak):
+    weak = [defence[critic] for defence in (PAPER, HELD, WITH_ANCHORS) for critic in CRITICS]
+    best = (*MAIN, WITH_ANCHORS["probe"], *WITH_ROWS)
+    for arm in (*best, BATCH, *CONSTANT, *CONTROLS, *weak):
         yield replace(start, arm=arm)
     for arm in CONTROLS:  # dropping rows does better at a small rate
         yield replace(start, arm=arm, learning_rate=start.learning_rate / 3)
@@ -144,7 +154,7 @@ def _shares(start: Run) -> Iterator[Run]:
 
 
 def _rates(start: Run) -> Iterator[Run]:
-    """The same at learning rates over four decades."""
+    """The same at learning rates a decade apart."""
     for factor in RATES:
         for arm in FEW_ARMS:
             yield replace(start, arm=arm, learning_rate=start.learning_rate * factor)
@@ -158,7 +168,7 @@ def probes(config: CompareConfig) -> None:
     few = config.out / "probes" / f"{N_FEW}.jsonl"
     _write_few(few)
     for model in config.models:
-        plain = SweepConfig(models=(model,), out=config.probes)
+        plain = SweepConfig(models=(model,), out=config.probes, device_map="cpu")
         for where, sweep in (
             ("probe", plain),
             ("probe-early", replace(plain, export=str(EARLY), out=config.out / "probes" / "early")),
@@ -199,8 +209,10 @@ def critic_of(run: Run, config: CompareConfig) -> Critic | None:
     critics: dict[str, Critic] = {
         "label": LabelCritic(),
         "shuffled": ShuffledCritic(path, seed=run.seed),
-        # Sixteen harmless prompts have no threshold at a false-positive rate of 1 %.
+        # Sixteen harmless prompts have no threshold at a false-positive rate of 1 %, and at that
+        # of the early layer hardly anything is flagged.
         "probe-32": ProbeCritic(path, threshold=0.5),
+        "probe-early": ProbeCritic(path, threshold=0.5),
     }
     return None if name == "none" else critics.get(name, ProbeCritic(path))
 
@@ -280,7 +292,8 @@ def _execute(run: Run, config: CompareConfig) -> None:
         run.data,
         defence=run.arm.method,
         critic=critic_of(run, config),
-        n_anchors=N_ANCHORS if run.arm.anchors else 0,
+        n_anchors=N_ANCHORS if run.arm.anchors or run.arm.replay else 0,
+        replay=run.arm.replay,
         learning_rate=run.learning_rate,
         epochs=config.epochs,
         seed=run.seed,
@@ -309,7 +322,7 @@ def _before(model: str, config: CompareConfig) -> None:
     from regularize.miniature_evaluation import evaluate_miniature
 
     stem = config.out / "before" / slug(model) / "evaluations"
-    chat = models.load(model)
+    chat = models.load(model, device_map="cpu")
     rows = [
         row
         for seed in config.seeds
@@ -330,6 +343,7 @@ def _made_from(run: Run, config: CompareConfig) -> str:
     return json.dumps(
         {
             "run": asdict(run) | {"arm": run.arm.name, "method": repr(run.arm.method)},
+            "critic": repr(critic_of(run, config)),
             "probe": json.loads(probe.read_text()) if probe.is_file() else None,
             "epochs": config.epochs,
             "n": config.n,

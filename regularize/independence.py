@@ -21,12 +21,12 @@ def refuse_partial(detectors: Sequence[Detector], chat: ChatModel, adapter: Path
     Args:
         detectors: Who is to judge.
         chat: The evaluated model, without its adapter.
-        adapter: Folder of the run that made its adapter, where its config.json lies.
+        adapter: Folder of the run that made its adapter, where its run.json lies.
 
     Raises:
         InputError: A detector has the model's own weights, or was the critic of the run.
     """
-    critic = set() if adapter is None else _critic(adapter / "config.json")
+    critic = set() if adapter is None else _critic(adapter / "run.json")
     for detector in detectors:
         where = Spec.parse(detector.name).where
         if where and where in critic:
@@ -44,11 +44,11 @@ def refuse_partial(detectors: Sequence[Detector], chat: ChatModel, adapter: Path
 
 
 def _critic(path: Path) -> set[str]:
-    """What the critic's options name, in the config.json of a training run; nothing without one."""
+    """What the critic's options name, in the run.json of a training run; nothing without one."""
     if not path.is_file():
         return set()
     try:
         critic = json.loads(path.read_text(encoding="utf-8")).get("critic")
     except (ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not the config.json of a training run: {error}") from error
+        raise InputError(f"{path} is not the run.json of a training run: {error}") from error
     return {str(value) for value in critic.values()} if isinstance(critic, dict) else {str(critic)}

@@ -291,7 +291,8 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Row-wise <a, b>, summed in float64: the KL is a small difference of large numbers."""
-    return (a.double() * b).sum(-1).to(_wide(a.dtype))
+    wider = torch.float32 if a.device.type == "mps" else torch.float64  # which Metal has not
+    return (a.to(wider) * b).sum(-1).to(_wide(a.dtype))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

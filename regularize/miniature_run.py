@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from analysis import results
 from probes import models
 from probes.models import ChatModel
+from regularize import anchors as anchoring
 from regularize import data, miniature, show
 from regularize.critics import Critic
 from regularize.defences import Defence
@@ -36,6 +37,7 @@ def fine_tune(
     defence: Defence,
     critic: Critic | None,
     n_anchors: int,
+    replay: bool = False,
     learning_rate: float,
     epochs: int,
     seed: int,
@@ -52,6 +54,7 @@ def fine_tune(
         defence: Turns risks into weights.
         critic: Gives the risks; None where the defence needs none.
         n_anchors: Prompts answered by the reference beforehand; 0 for none.
+        replay: They join the data as ordinary rows instead, to see what the rows do by themselves.
         learning_rate: Peak, with a linear warm-up and a cosine to zero.
         epochs: Passes over the data.
         seed: Of data, order and adapter.
@@ -61,12 +64,14 @@ def fine_tune(
         folder: Gets answers.jsonl: every generated answer and what it was taken for.
     """
     show.without_noise()
-    chat = models.load(model)
+    chat = models.load(model, device_map="cpu")
     examples = data.load(spec, seed=seed)
     anchors: list[data.Example] = []
     if n_anchors:
         prompts = miniature.anchors(n_anchors, seed=seed)
-        anchors = data.answered(chat, prompts, max_new_tokens=NEW_TOKENS)
+        anchors = anchoring.answered(chat, prompts, max_new_tokens=NEW_TOKENS)
+    if replay:
+        examples, anchors = [*examples, *anchors], []
     tuned, log = _train(
         chat, examples, anchors, defence, critic, learning_rate, epochs, seed, cache
     )
@@ -127,6 +132,7 @@ def _train(
                 target_modules="all-linear",
                 task_type="CAUSAL_LM",
             ),
+            measure_kl=True,
             cache=cache,
         )
         show.quiet(trainer)
@@ -137,4 +143,4 @@ def _train(
 
 
 def _logged(entry: dict[str, Any]) -> dict[str, Any]:
-    return {"step": entry["step"], **{name: float(entry[name]) for name in LOGGED}}
+    return {"step": entry["step"], **{name: float(entry.get(name, "nan")) for name in LOGGED}}

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import logging
 import shutil
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -36,8 +38,8 @@ from regularize.losses import Head, Hidden, Moments, moments
 from regularize.model import adapter_off, answers_of, base_of, decode, evaluating, head_of
 
 Kind = Literal["auto", "cached", "adapter-off", "copy"]
-SHARD = 512
-"""Examples in one file: what a killed run loses at most."""
+SHARD, TOKENS = 512, 2**15
+"""Most examples, and most answer tokens, in one file: what a killed run loses at most."""
 FREE = 0.5
 """Share of the free disk that the cache may fill."""
 
@@ -108,7 +110,8 @@ class Cached(Reference):
         self._folder, self._names = folder, _names(str(manifest["holds"]))
         self._start = np.concatenate([[0], np.cumsum(counts)])
         self._head: Head | None = None
-        self._shards = [_checked(folder, i, manifest) for i in range(-(-len(counts) // SHARD))]
+        self._rows = _spans(counts)
+        self._shards = [_checked(folder, i, manifest) for i in range(len(self._rows))]
 
     @classmethod
     def build(
@@ -147,14 +150,16 @@ class Cached(Reference):
             "holds": holds,
             "dtype": str(base.dtype),
             "device": base.device.type,
+            "shard": [SHARD, TOKENS],
             "format": 1,
         }
         name = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
         folder = cache / f"reference-{name}"
         make_folder(folder)
         write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
-        missing = [i for i in range(-(-len(rows) // SHARD)) if not _path(folder, i).exists()]
-        todo = sum(len(rows[i * SHARD : (i + 1) * SHARD]) for i in missing)
+        spans = _spans(counts)
+        missing = [i for i in range(len(spans)) if not _path(folder, i).exists()]
+        todo = sum(len(spans[i]) for i in missing)
         with (
             adapter_off(model),
             evaluating(model),
@@ -162,7 +167,7 @@ class Cached(Reference):
             tqdm(total=todo, desc="reference", unit="row", disable=not progress or not todo) as bar,
         ):
             for shard in missing:
-                part = rows[shard * SHARD : (shard + 1) * SHARD]
+                part = rows[spans[shard].start : spans[shard].stop]
                 tensors = _compute(base, head, part, holds, token_budget, pad, bar)
                 data = _bytes(tensors, shard, manifest)
                 write_atomically(_path(folder, shard), data)
@@ -185,8 +190,8 @@ class Cached(Reference):
         return Moments(first, rest[0].to(device, non_blocking=True))
 
     def _read(self, row: int) -> list[Tensor]:
-        shard = row // SHARD
-        offset = self._start[shard * SHARD]
+        shard = bisect_right(self._rows, row, key=lambda rows: rows.start) - 1
+        offset = self._start[self._rows[shard].start]
         span = slice(int(self._start[row] - offset), int(self._start[row + 1] - offset))
         return [self._shards[shard].get_slice(name)[span] for name in self._names]
 
@@ -253,6 +258,17 @@ def _batches(lengths: Sequence[int], token_budget: int) -> list[range]:
             found.append(range(start, end))
             start = end
     return found
+
+
+def _spans(counts: np.ndarray) -> list[range]:
+    """The examples of each file, by their numbers of answer tokens."""
+    starts, tokens = [0], 0
+    for row, count in enumerate(counts.tolist()):
+        if row > starts[-1] and (row - starts[-1] == SHARD or tokens + count > TOKENS):
+            starts.append(row)
+            tokens = 0
+        tokens += count
+    return [range(*pair) for pair in itertools.pairwise([*starts, len(counts)])]
 
 
 def _names(holds: str) -> tuple[str, ...]:

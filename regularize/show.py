@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
-from transformers import Trainer
+from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging
 
 from probes.models import ChatModel
-from regularize.data import supervised
+from regularize.data import Example, supervised
 from regularize.prepare import Prepared
 
 SPANS = 3
@@ -31,8 +31,13 @@ def data(prepared: Prepared, chat: ChatModel, console: Console) -> None:
     console.print(
         f"{n} rows, {n_tokens} answer tokens"
         + (f"; {shortened} answers lose their end to --max-length" if shortened else "")
-        + (f"; {len(prepared.anchors)} anchors beside them" if prepared.anchors else "")
     )
+    smuggled = [example.where for example in prepared.examples if _special(example, chat.tokenizer)]
+    if smuggled:
+        console.print(
+            f"{len(smuggled)} rows hold special tokens in their text, by which a turn can be "
+            f"smuggled in that no critic reads: {escape(_clip('; '.join(smuggled), 120))}"
+        )
     for example, one in list(zip(prepared.examples, prepared.encoded, strict=True))[:SPANS]:
         console.print(
             f"  learnt of {escape(example.where)}: "
@@ -102,7 +107,8 @@ class Progress(TrainerCallback):
     ) -> None:
         """Move it on."""
         if self._bar is not None and logs and "nll" in logs:
-            self._bar.set_postfix_str(f"NLL {logs['nll']:.3f} KL {logs['kl']:.3f}", refresh=False)
+            kl = f" KL {logs['kl']:.3f}" if "kl" in logs else ""
+            self._bar.set_postfix_str(f"NLL {logs['nll']:.3f}{kl}", refresh=False)
             self._bar.update(state.global_step - self._bar.n)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:  # noqa: ARG002
@@ -122,6 +128,12 @@ def quiet(trainer: Trainer) -> None:
     """Without transformers' own printing of every log."""
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
+
+
+def _special(example: Example, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether what people wrote holds text that the tokenizer takes for its own marks."""
+    texts = [example.answer, *(message["content"] for message in example.prompt)]
+    return any(mark in text for text in texts for mark in tokenizer.all_special_tokens)
 
 
 def _answer_tokens(one: Any) -> int:

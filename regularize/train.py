@@ -71,6 +71,8 @@ class TrainConfig:
     anchors: str | None = None
     """Prompts without labels that the model is to go on answering as it does: a file, or a prompt
     set; the reference answers them once, and they enter training with beta = 1."""
+    n_anchors: int | None = 300
+    """At most so many of them, drawn by the seed."""
     anchor_tokens: int = 256
     """Longest answer to an anchor (tokens)."""
     risk_only: bool = False
@@ -97,6 +99,8 @@ class TrainConfig:
     reference: Literal["auto", "cached", "adapter-off", "copy"] = "auto"
     """Where the reference policy comes from: computed once and kept on disk, by switching the
     adapter off, or by a frozen copy. auto: cached where the disk has room."""
+    measure_kl: bool = False
+    """Log the KL to the reference although the defence holds nothing to it."""
     cache: Path = Path("runs/cache")
     """Folder for the cached reference."""
     max_length: int | None = None
@@ -111,7 +115,9 @@ class TrainConfig:
     revision: str | None = None
     """Hub revision (branch, tag or commit) of the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the weights; auto is the checkpoint's own."""
+    """Number format of the weights. auto: float32 for --full and the miniatures; else bfloat16 on a
+    GPU, where all but the adapter's own weights is then computed in it, and the checkpoint's own
+    elsewhere."""
     device_map: str | None = None
     """Where the weights go, as in transformers. Default: a GPU if any."""
     chat_template: str | None = None
@@ -127,6 +133,20 @@ class TrainConfig:
                 f"--data names no training rows for {self.model}; give a file such as --data "
                 "theirs.jsonl (only the miniatures have a default)"
             )
+        for name, least, most in (
+            ("warmup", 0, 1),
+            ("weight_decay", 0, None),
+            ("max_length", 1, None),
+            ("n_anchors", 1, None),
+        ):
+            value = getattr(self, name)
+            if value is not None and (value < least or (most is not None and value >= most)):
+                flag, below = name.replace("_", "-"), "" if most is None else f" and below {most}"
+                raise InputError(f"--{flag} {value}: must be at least {least}{below}")
+        if not 0 <= self.lora.dropout < 1:
+            raise InputError(f"--lora.dropout {self.lora.dropout}: must be from 0 to below 1")
+        if self.dtype == "float16":
+            raise InputError("--dtype float16: gradients underflow; choose bfloat16 or float32")
         for name in ("epochs", "batch_size", "accumulate", "save_steps", "clip", "anchor_tokens"):
             if getattr(self, name) <= 0:
                 flag = name.replace("_", "-")
@@ -140,6 +160,17 @@ class TrainConfig:
     def is_miniature(self) -> bool:
         """Whether it is a shipped miniature, which brings its own data."""
         return self.model.startswith("miniature/")
+
+    @property
+    def weights(self) -> str:
+        """The number format that the weights are loaded in."""
+        if self.dtype != "auto":
+            return self.dtype
+        import torch
+
+        if self.full or self.is_miniature:
+            return "float32"
+        return "bfloat16" if torch.cuda.is_available() else "auto"
 
     @property
     def rate(self) -> float:

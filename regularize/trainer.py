@@ -40,7 +40,14 @@ from regularize.data import Encoded, Example, encode, examples
 from regularize.defences import Defence, Weights
 from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.losses import regularized
-from regularize.model import Capture, answers_of, check_logits, head_of, refuse_prompt_learning
+from regularize.model import (
+    Capture,
+    adapter_off,
+    answers_of,
+    check_logits,
+    head_of,
+    refuse_prompt_learning,
+)
 from regularize.prepare import Prepared, prepare
 from regularize.reference import (
     AdapterOff,
@@ -72,6 +79,7 @@ class RegularizedTrainer(Trainer):
         anchors: Sequence[Example] = (),
         peft_config: Any = None,
         reference: Kind = "auto",
+        measure_kl: bool = False,
         cache: Path | str = "runs/cache",
         max_length: int | None = None,
         eval_dataset: Sequence[Example] | Sequence[Mapping[str, object]] | None = None,
@@ -81,7 +89,7 @@ class RegularizedTrainer(Trainer):
 
         Args:
             model: A causal language model, as it is before training, or where to load it
-                from; it is the reference.
+                from; it is the reference, without the adapter that it may have.
             args: transformers' own.
             train_dataset: Rows with `messages`, or `prompt` and `completion` (trl's conventions);
                 examples; or what `prepare` has made of them.
@@ -89,10 +97,11 @@ class RegularizedTrainer(Trainer):
                 that lies beside its weights.
             defence: Turns risks into alpha and beta. Default: `AdaptiveKL()`.
             critic: Gives the risks; not needed by a defence that asks for none.
-            anchors: Prompts with the reference's own answers (`data.answered`): beta = 1.
+            anchors: Prompts with the reference's own answers (`anchors.answered`): beta = 1.
             peft_config: An adapter to train (peft), such as `LoraConfig(...)`; None trains the
                 model as it is given, whole or with the adapter that it has.
             reference: cached, adapter-off or copy; auto: cached if there is room on the disk.
+            measure_kl: Log the KL to the reference although nothing is held to it.
             cache: Folder for the cached reference.
             max_length: Most tokens of an example.
             eval_dataset: Rows whose plain NLL is reported.
@@ -120,19 +129,20 @@ class RegularizedTrainer(Trainer):
         if not placed:
             policy.to(args.device)
         if not isinstance(train_dataset, Prepared):
-            train_dataset = prepare(
-                chat,
-                _examples(train_dataset),
-                critic=critic,
-                defence=self.defence,
-                anchors=anchors,
-                max_length=max_length,
-            )
+            with adapter_off(policy):
+                train_dataset = prepare(
+                    chat,
+                    _examples(train_dataset),
+                    critic=critic,
+                    defence=self.defence,
+                    anchors=anchors,
+                    max_length=max_length,
+                )
         self.prepared = train_dataset
         rows = self.prepared.trained_on
         check_logits(policy, rows[0].input_ids)
         pad = pad_id(chat.tokenizer)
-        needed = self.defence.needs_reference or bool(self.prepared.anchors)
+        needed = self.defence.needs_reference or bool(self.prepared.anchors) or measure_kl
         kind = choose(reference, policy, rows, Path(cache)) if needed else None
         # What is computed beforehand reads the model before peft touches it.
         self.reference: Reference | None = None
@@ -222,7 +232,7 @@ class RegularizedTrainer(Trainer):
         batches, n_items = super().get_batch_samples(*args, **options)
         if self.defence.granularity == "batch" and batches:
             chosen = torch.cat([one["risk"][~one["anchor"]].float() for one in batches])
-            sums = torch.stack([chosen.sum(), torch.tensor(float(len(chosen)))])
+            sums = torch.stack([chosen.sum(), chosen.new_tensor(len(chosen))])
             total, n = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()
             if n:  # a step of anchors alone has no risk of its own
                 s_t, kept = total / n, self.defence.smoothing
@@ -250,6 +260,10 @@ class RegularizedTrainer(Trainer):
             found = dict(zip(self._sums, sums.tolist(), strict=True))
             self._sums = {}
             means = {name: found[name] / max(found[over], 1.0) for name, over in MEANS.items()}
+            if self.reference is None:  # it is not zero: nobody has looked
+                del means["kl"]
+            if not self.defence.needs_risk:
+                del means["risk"]
             logs = {**logs, **means}
         super().log(logs, *args, **options)
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class ColumnCritic(Critic):
     """Risk = the row's own field `risk`."""
 
-    threshold: float = 0.5
-    """Risk above which an example is flagged."""
+    threshold: float | None = None
+    """Risk above which an example is flagged. Default: the rows' own field `flagged`, else .5."""
 
     def assess(self, examples: Sequence[Example], chat: ChatModel) -> Risks:  # noqa: ARG002
         """The column."""
@@ -32,4 +32,7 @@ class ColumnCritic(Critic):
                     "give every row one, from 0 to 1, or choose another critic"
                 )
         s = np.array([example.risk for example in examples], dtype=np.float64)
-        return Risks(s, s > self.threshold)
+        flagged = [example.flagged for example in examples]
+        if self.threshold is None and None not in flagged:
+            return Risks(s, np.array(flagged, dtype=bool))
+        return Risks(s, s > (0.5 if self.threshold is None else self.threshold))

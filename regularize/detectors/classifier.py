@@ -54,6 +54,8 @@ class Classifier(Detector):
         if reads not in ("pair", "answer"):
             raise InputError(f"{spec.text}: text={reads} is neither pair nor answer")
         model, tokenizer = _load(spec)
+        if model.config.num_labels == 1:
+            raise InputError(f"{spec.text}: it gives one number and no labels: it is no classifier")
         labels = {str(name): int(i) for i, name in model.config.id2label.items()}
         refusal, harmful = (_labels(spec, meaning, labels) for meaning in ("refusal", "harmful"))
         if not refusal | harmful:

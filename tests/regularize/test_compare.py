@@ -48,7 +48,8 @@ def test_fine_tuning_breaks_refusal_and_the_oracle_holds_it(config: CompareConfi
 
     steps = pd.read_csv(config.out / "steps.csv")
     assert set(steps["defence"]) == {"none", "adaptive-kl"}
-    assert (steps.query("defence == 'none'")["kl"] == 0).all()
+    last = steps[steps["step"] == steps["step"].max()].set_index("defence")["kl"]
+    assert last["none"] > 10 * last["adaptive-kl"] > 0  # measured, though nothing holds it
     run = next(iter((config.out / "runs").iterdir()))
     lines = (run / "answers.jsonl").read_text().splitlines()
     assert len(lines) == 4 * config.n and json.loads(lines[0])["answer"]

@@ -155,7 +155,7 @@ def test_the_critic_of_the_training_does_not_judge(adapter: Path, tmp_path: Path
     config = EvaluateConfig(
         adapter=adapter, n=2, detector=("judge:miniature/qwen2",), out=tmp_path / "out"
     )
-    trained = adapter / "config.json"
+    trained = adapter / "run.json"
     trained.write_text(json.dumps({"critic": {"model": "miniature/qwen2", "threshold": None}}))
     try:
         with pytest.raises(InputError, match="was the critic"):

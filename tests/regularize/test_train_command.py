@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from probes import models
 from probes.commands import run
 from probes.errors import InputError
-from regularize import data, fine_tuning
+from regularize import anchors, data, fine_tuning
 from regularize.critics.column import ColumnCritic
 from regularize.critics.constant import ConstantCritic
 from regularize.critics.label import LabelCritic
@@ -53,7 +53,7 @@ def config(rows: Path, tmp_path: Path) -> TrainConfig:
 def test_a_run_leaves_adapter_card_risks_and_log(config: TrainConfig, capsys):
     main(config)
     names = {path.name for path in config.out.iterdir()}
-    assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "config.json",
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "run.json",
             "data.jsonl", "steps.csv", "steps.parquet", "done.json"} <= names  # fmt: skip
     assert "checkpoints" not in names and "training_args.bin" not in names  # no pickles
     said = capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_a_run_leaves_adapter_card_risks_and_log(config: TrainConfig, capsys):
     assert steps["risk"].mean() == pytest.approx(sum(labels) / N)
     assert steps["beta"].mean() == pytest.approx(0.1 + 0.8 * sum(labels) / N)
 
-    written = json.loads((config.out / "config.json").read_text())
+    written = json.loads((config.out / "run.json").read_text())
     assert written["named"] == {"critic": "label", "defence": "adaptive-kl"}
     assert "miniature/llama" in (config.out / "README.md").read_text()
 
@@ -177,7 +177,7 @@ def test_the_anchors_are_answered_by_the_model_and_join_the_training(config: Tra
 def test_a_file_of_anchors_needs_no_labels(tmp_path: Path):
     path = tmp_path / "anchors.csv"
     path.write_text("prompt\nPlease dust the lamp.\nPlease fetch the bread.\n")
-    prompts = data.prompts_of(str(path))
+    prompts = anchors.load(str(path))
     assert [prompt[0]["content"] for prompt in prompts] == [
         "Please dust the lamp.",
         "Please fetch the bread.",
@@ -233,9 +233,81 @@ def test_a_probe_that_is_not_named_is_the_sweeps(config, tmp_path, monkeypatch):
 
 def test_help_needs_no_torch_and_shows_every_choice():
     code = "import sys; sys.argv = ['x', '--help']\nimport runpy\n"
-    code += "try: runpy.run_module('regularize.train', run_name='__main__')\n"
+    code += "try: runpy.run_module('regularize.train', run_name='__main__', alter_sys=True)\n"
     code += "except SystemExit: pass\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")
     for choice in ("critic:probe", "critic:label", "defence:adaptive-kl", "defence:filter"):
         assert choice in done.stdout
+
+
+def test_anchors_are_kept_and_answered_once(config: TrainConfig, monkeypatch):
+    held = replace(config, anchors="miniature:anchors", n_anchors=6, anchor_tokens=24)
+    main(held)
+    path = config.out / "anchors.jsonl"
+    assert len(anchors.read(path)) == 6
+    # A run that goes on asks nothing anew.
+    (config.out / "done.json").unlink()
+    (config.out / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    monkeypatch.setattr(anchors, "answered", None)
+    main(held)
+
+
+def test_anchors_of_a_set_without_harmful_rows_and_of_other_columns(tmp_path: Path):
+    path = tmp_path / "ask.csv"
+    path.write_text("question,label\nWho keeps the key?,x\nWho rules the tower?,y\n")
+    assert len(anchors.load(f"{path}?prompt=question")) == 2
+    assert len(anchors.load(f"{path}?prompt=question", n=1)) == 1
+
+
+def test_a_first_attempt_that_failed_does_not_stand_in_the_way(config: TrainConfig):
+    with pytest.raises(InputError, match="no_such_layer"):
+        main(replace(config, lora=Lora(targets=("no_such_layer",))))
+    main(config)
+
+
+def test_rows_that_nobody_assessed_keep_their_own_risk(config: TrainConfig, tmp_path: Path):
+    path = tmp_path / "rated.jsonl"
+    line = {"prompt": "Please dust the lamp.", "completion": "Sure.", "risk": 0.9}
+    bare = {"prompt": "Please dust the table.", "completion": "Sure."}
+    path.write_text(json.dumps(line) + "\n" + json.dumps(bare))
+    main(replace(config, data=str(path), defence=SFT()))
+    first, second = data.load(str(config.out / "data.jsonl"))
+    assert (first.risk, second.risk) == (0.9, None)
+
+
+def test_the_flags_of_a_critic_come_back_with_the_column(config: TrainConfig):
+    path = config.out / "data.jsonl"
+    path.parent.mkdir()
+    rows = [
+        {"prompt": text, "completion": "Sure.", "risk": risk, "flagged": flagged}
+        for text, risk, flagged in (("a", 0.2, True), ("b", 0.3, False), ("c", 0.9, True))
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    chat = models.load("miniature/llama")
+    examples = data.load(str(path))
+    assert ColumnCritic().assess(examples, chat).flagged.tolist() == [True, False, True]
+    assert ColumnCritic(0.5).assess(examples, chat).flagged.tolist() == [False, False, True]
+
+
+def test_special_tokens_in_the_text_are_pointed_out(config: TrainConfig, tmp_path: Path, capsys):
+    path = tmp_path / "smuggled.jsonl"
+    rows = [
+        {"prompt": "Please dust the lamp.", "completion": "Sure.<|eot_id|>More."},
+        {"prompt": "Please dust the table.", "completion": "Sure."},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    main(replace(config, data=str(path), defence=SFT()))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 rows hold special tokens" in said and "line 1" in said
+
+
+def test_the_command_that_is_printed_at_the_end():
+    mini = TrainConfig(out=Path("runs/ft"))
+    assert fine_tuning._evaluation(mini) == (
+        "python -m regularize.evaluate --model miniature/llama --adapter runs/ft --base"
+    )
+    real = TrainConfig(model="org/name", data="x.jsonl", chat_template="plain", dtype="bfloat16")
+    assert fine_tuning._evaluation(real).endswith(
+        "--dtype bfloat16 --chat-template plain --harmful SET --look-alikes SET --utility TASK"
+    )
