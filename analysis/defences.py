@@ -124,6 +124,27 @@ def markdown(evaluations: pd.DataFrame) -> str:
     return "\n".join([*tables, f"{CAPTION}\n"])
 
 
+def side_by_side(evaluations: pd.DataFrame) -> str:
+    """The arms of one setting as GitHub's Markdown, a line an arm, the models beside each other.
+
+    Raises:
+        TableError: The rows are of several settings.
+    """
+    table = defence_table(evaluations)
+    models = list(dict.fromkeys(table["model"]))
+    shown = [metric for metric in HEADINGS if metric in table]
+    trained = table[table["defence"] != arms.BEFORE]
+    if len(trained[arms.SETTING].drop_duplicates()) > 1:
+        raise results.TableError("rows of several settings; choose an attack, a share and a rate")
+    head = ["defence, critic", *(HEADINGS[metric].replace("-", "") for metric in shown)]
+    lines = [head, ["---"] + ["---:"] * len(shown)]
+    for (defence, critic), rows in table.groupby(["defence", "critic"], sort=False):
+        values = rows.set_index("model").reindex(models)
+        cells = [" / ".join(_percent(row, m, ()) for _, row in values.iterrows()) for m in shown]
+        lines.append([arms.label(str(defence), str(critic)), *cells])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 def _blocks(table: pd.DataFrame, with_interval: Sequence[str]) -> tuple[list[str], list[_Block]]:
     """The metrics that are printed, and a block for every model and setting."""
     shown = [metric for metric in HEADINGS if metric in table]

@@ -145,3 +145,19 @@ def test_broken_tables_are_named():
         defences.defence_table(percent)
     with pytest.raises(results.NothingToDraw, match="no run has attack_success and p_sure"):
         defences.measured(EVALUATIONS, "attack_success", "p_sure")
+
+
+def test_side_by_side_holds_each_models_means():
+    one = EVALUATIONS[["attack", "harmful_share", "learning_rate"]].dropna().iloc[0]
+    at = (EVALUATIONS[list(one.index)] == one).all(axis=1)
+    chosen = EVALUATIONS[at | (EVALUATIONS["defence"] == "before")]
+    lines = defences.side_by_side(chosen).splitlines()
+    table = defences.defence_table(chosen)
+    models = list(dict.fromkeys(table["model"]))
+    sft = next(line for line in lines if line.startswith("| SFT"))
+    values = sft.split("|")[2].split("/")
+    for model, value in zip(models, values, strict=True):
+        rows = table[(table["model"] == model) & (table["defence"] == "none")]
+        assert float(value) == pytest.approx(100 * rows["attack_success"].item(), abs=0.051)
+    with pytest.raises(results.TableError, match="several settings"):
+        defences.side_by_side(EVALUATIONS)
