@@ -157,7 +157,8 @@ def _rates(start: Run) -> Iterator[Run]:
     """The same at learning rates a decade apart."""
     for factor in RATES:
         for arm in FEW_ARMS:
-            yield replace(start, arm=arm, learning_rate=start.learning_rate * factor)
+            rate = float(f"{start.learning_rate * factor:.6g}")
+            yield replace(start, arm=arm, learning_rate=rate)
 
 
 def probes(config: CompareConfig) -> None:
@@ -246,7 +247,8 @@ def report(runs: Sequence[Run], config: CompareConfig) -> None:
         for model in config.models
         for row in _rows(config.out / "before" / slug(model), "evaluations", EvaluationRow)
     ]
-    steps = [row for folder in folders for row in _rows(folder, "steps", StepRow)]
+    drawn = [_folder(run, config) for run in runs if _is_drawn(run, config)] or folders
+    steps = [row for folder in drawn for row in _rows(folder, "steps", StepRow)]
     versions = versions_of("activation-critic", "torch", "transformers", "peft")
     written = json.dumps({**asdict(config), "versions": versions}, indent=2, default=str)
     results.replace({config.out / "config.json": written.encode() + b"\n"})
@@ -258,6 +260,14 @@ def report(runs: Sequence[Run], config: CompareConfig) -> None:
     for path in figures.redraw(tables, config.out / "figures"):
         console.print(str(path), markup=False, soft_wrap=True)
     _positive_control(tables["evaluations"], config)
+
+
+def _is_drawn(run: Run, config: CompareConfig) -> bool:
+    """Whether its steps stand in the common table; those of the others lie in their folders."""
+    main = (run.attack, run.share, run.learning_rate) == (
+        "mixed", HARMFUL_SHARE, config.learning_rate,
+    )  # fmt: skip
+    return main and run.arm in (*MAIN, WITH_ANCHORS["probe"], BATCH, *CONSTANT)
 
 
 def _positive_control(evaluations: pd.DataFrame, config: CompareConfig) -> None:
@@ -343,7 +353,7 @@ def _made_from(run: Run, config: CompareConfig) -> str:
     return json.dumps(
         {
             "run": asdict(run) | {"arm": run.arm.name, "method": repr(run.arm.method)},
-            "critic": repr(critic_of(run, config)),
+            "threshold": getattr(critic_of(run, config), "threshold", None),
             "probe": json.loads(probe.read_text()) if probe.is_file() else None,
             "epochs": config.epochs,
             "n": config.n,

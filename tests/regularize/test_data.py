@@ -240,7 +240,6 @@ MALFORMED: list[tuple[dict[str, Any], str]] = [
         "field 'completion': one message of the assistant is needed, these are of: assistant, user",
     ),
     ({"prompt": assistant("a"), "completion": "b"}, "field 'prompt': the last message is the"),
-    ({**GOOD, "label": 2}, "field 'label': the label is 2"),
     ({**GOOD, "risk": 1.01}, "field 'risk': the risk is 1.01; it must be a number from 0 to 1"),
     ({**GOOD, "risk": -1e-9}, "field 'risk'"),
     ({**GOOD, "risk": float("nan")}, "field 'risk': the risk is nan"),

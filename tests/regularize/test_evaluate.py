@@ -161,7 +161,7 @@ def test_the_critic_of_the_training_does_not_judge(adapter: Path, tmp_path: Path
         with pytest.raises(InputError, match="was the critic"):
             main(config)
         trained.write_text("[]")
-        with pytest.raises(InputError, match=r"not the config\.json of a training run"):
+        with pytest.raises(InputError, match=r"not the run\.json of a training run"):
             main(config)
     finally:
         trained.unlink()
