@@ -24,7 +24,17 @@ PROCESSES.set_forkserver_preload(["tests.regularize.resumable"])
 def whole(folder: Path) -> list[Path]:
     """The checkpoints that were written to their end, the oldest first."""
     found = (folder / "out").glob("checkpoint-*/trainer_state.json")
-    return sorted((path.parent for path in found), key=lambda path: int(path.name[11:]))
+    written = [path.parent for path in found if _is_json(path.read_text())]
+    return sorted(written, key=lambda path: int(path.name[11:]))
+
+
+def _is_json(text: str) -> bool:
+    """The state is written last: whether a kill has caught it in the middle."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def resumed(folder: Path, checkpoint: Path, *, full: bool = False) -> dict[str, Tensor]:
