@@ -6,8 +6,9 @@ A table lies on disk twice, side by side: `.parquet` for programs and `.csv` for
 from __future__ import annotations
 
 import io
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -90,6 +91,11 @@ def write(rows: Sequence[Any], stem: Path) -> None:
 def csv(table: pd.DataFrame) -> bytes:
     """The table as CSV: UTF-8, shortest exact floats, NaN as an empty field."""
     return table.to_csv(index=False, lineterminator="\n").encode()
+
+
+def jsonl(rows: Iterable[Mapping[str, object]]) -> bytes:
+    """Rows as JSON Lines: UTF-8, text as people wrote it."""
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
 
 
 def replace(contents: dict[Path, bytes]) -> None:

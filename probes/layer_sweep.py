@@ -12,9 +12,8 @@ Run as:
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -110,12 +109,9 @@ class SweepConfig:
 
     def to_json(self) -> str:
         """The arguments, and the releases of the libraries in use."""
-        from probes.manifest import versions_of
+        from probes.commands import arguments
 
-        versions = versions_of(
-            "activation-critic", "torch", "transformers", "scikit-learn", "numpy"
-        )
-        return json.dumps({**asdict(self), "versions": versions}, indent=2, default=str) + "\n"
+        return arguments(self, "torch", "transformers", "scikit-learn", "numpy")
 
     @property
     def all_miniatures(self) -> bool:

@@ -5,7 +5,6 @@ What the model could do on such prompts, and how it refuses them, stays where it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -61,11 +60,8 @@ def answered(
 
 def write(examples: Sequence[Example], path: Path) -> None:
     """Keep answered anchors, so that a run that goes on has the very same."""
-    lines = [
-        json.dumps({"prompt": list(one.prompt), "completion": one.answer}, ensure_ascii=False)
-        for one in examples
-    ]
-    results.replace({path: ("\n".join(lines) + "\n").encode()})
+    rows = [{"prompt": list(one.prompt), "completion": one.answer} for one in examples]
+    results.replace({path: results.jsonl(rows)})
 
 
 def read(path: Path) -> list[Example]:

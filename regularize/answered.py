@@ -5,9 +5,8 @@ One `Record` an answer, for people to read (answers.jsonl), and the shares that 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
@@ -44,10 +43,6 @@ class Record:
     correct: bool | None
     outcomes: dict[str, Outcome | None]
     """By detector; None where it could not judge."""
-
-    def to_json(self) -> str:
-        """One line of answers.jsonl."""
-        return json.dumps(asdict(self), ensure_ascii=False)
 
 
 class Judgement(NamedTuple):

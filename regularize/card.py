@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from regularize.plugins import name_of
+from regularize.show import terms
 
 if TYPE_CHECKING:
     from regularize.prepare import Prepared
     from regularize.train import TrainConfig
 
 
-def text(config: TrainConfig, prepared: Prepared, last: dict[str, Any]) -> str:
+def text(config: TrainConfig, prepared: Prepared, last: Mapping[str, float]) -> str:
     """What was trained on what, how it was held, and what is not known of it."""
     n, kept, s = len(prepared.examples), int(prepared.kept.sum()), prepared.risks.s
     adapter = "" if config.full else "library_name: peft\n"
     tags = "activation-critic" + ("" if config.full else ", lora")
-    critic, kl = "none", f", KL {last['kl']:.3f}" if "kl" in last else ""
+    critic = "none"
     if config.defence.needs_risk:
         critic = f"{name_of(config.critic)} ({_options(config.critic)}); mean risk {s.mean():.3f}"
     return f"""---
@@ -36,7 +38,7 @@ pi_ref is {config.model} itself.
 - Trained: {"all weights" if config.full else f"LoRA ({_options(config.lora)})"}
 - Learning rate {config.rate:g}, {config.epochs:g} epochs, {config.batch_size * config.accumulate}
   examples a step and process, seed {config.seed}
-- At the last step: NLL {last["nll"]:.3f}{kl} nats per answer token
+- At the last step: {terms(last)} nats per answer token
 
 What it refuses and what it complies with has to be measured, beside the model it came from:
 

@@ -12,7 +12,6 @@ Run as:
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -110,10 +109,9 @@ class EvaluateConfig:
 
     def to_json(self) -> str:
         """The arguments, and the releases of the libraries in use."""
-        from probes.manifest import versions_of
+        from probes.commands import arguments
 
-        versions = versions_of("activation-critic", "torch", "transformers", "peft")
-        return json.dumps({**asdict(self), "versions": versions}, indent=2, default=str) + "\n"
+        return arguments(self, "torch", "transformers", "peft")
 
 
 def main(config: EvaluateConfig) -> None:
@@ -218,14 +216,12 @@ def _write(
     from analysis import results
     from regularize.measures import Arm, detected_row
 
-    lines = [
-        json.dumps({"arm": arm, **json.loads(record.to_json())}, ensure_ascii=False)
-        for arm, records in answered.items()
-        for record in records
+    kept = [
+        {"arm": arm, **asdict(record)} for arm, records in answered.items() for record in records
     ]
     results.replace({
         config.out / "config.json": config.to_json().encode(),
-        config.out / "answers.jsonl": "".join(f"{line}\n" for line in lines).encode(),
+        config.out / "answers.jsonl": results.jsonl(kept),
     })  # fmt: skip
     rows = [
         detected_row(

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,19 +26,22 @@ from rich.console import Console
 from analysis import results
 from analysis.rows import StepRow
 from probes import models
+from probes.commands import arguments
 from probes.errors import InputError
-from probes.manifest import slug, versions_of
+from probes.manifest import slug
 from probes.models import ChatModel
 from regularize import anchors, card, data, show
 from regularize.critics import Critic
 from regularize.critics.probe import ProbeCritic
+from regularize.measures import Arm
 from regularize.plugins import name_of
 from regularize.prepare import Prepared, prepare
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedTokenizerBase
 
     from regularize.train import TrainConfig
+    from regularize.trainer import RegularizedTrainer
 
 CONFIG, DATA, ANCHORS, DONE = "run.json", "data.jsonl", "anchors.jsonl", "done.json"
 SWEEPS = Path("runs/layer_sweep")
@@ -114,11 +116,9 @@ def fine_tune(config: TrainConfig) -> None:
         checkpoint = _last_checkpoint(config.out / "checkpoints")
     trainer.train(resume_from_checkpoint=checkpoint)
     _save(trainer, chat.tokenizer, prepared, config)
-    last = trainer.state.log_history[-2]
-    kl = f", KL {last['kl']:.3f}" if "kl" in last else ""
     console.print(
-        f"learnt in {trainer.state.global_step} steps: NLL {last['nll']:.3f}{kl} nats per answer "
-        "token at the last"
+        f"learnt in {trainer.state.global_step} steps: {show.terms(trainer.steps()[-1])} nats per "
+        "answer token at the last"
     )
     console.print(
         f"saved in {config.out}; what became of it:\n  {_evaluation(config)}",
@@ -240,29 +240,24 @@ def _write_data(prepared: Prepared, out: Path, *, assessed: bool) -> None:
         risks: list[float | None] = prepared.risks.s.tolist()
     else:  # what the rows said themselves
         risks = [example.risk for example in prepared.examples]
-    lines = [
-        json.dumps(
-            {
-                "prompt": list(example.prompt),
-                "completion": example.answer,
-                **({} if example.label is None else {"label": example.label}),
-                **({} if risks[i] is None else {"risk": risks[i]}),
-                **({} if flagged is None else {"flagged": bool(flagged[i])}),
-                "kept": bool(prepared.kept[i]),
-                "where": example.where,
-            },
-            ensure_ascii=False,
-        )
+    rows = [
+        {
+            "prompt": list(example.prompt),
+            "completion": example.answer,
+            **({} if example.label is None else {"label": example.label}),
+            **({} if risks[i] is None else {"risk": risks[i]}),
+            **({} if flagged is None else {"flagged": bool(flagged[i])}),
+            "kept": bool(prepared.kept[i]),
+            "where": example.where,
+        }
         for i, example in enumerate(prepared.examples)
     ]
-    results.replace({out / DATA: ("\n".join(lines) + "\n").encode()})
+    results.replace({out / DATA: results.jsonl(rows)})
 
 
 def _to_json(config: TrainConfig) -> str:
-    versions = versions_of("activation-critic", "torch", "transformers", "peft", "accelerate")
     named = {"critic": name_of(config.critic), "defence": name_of(config.defence)}
-    written = {**asdict(config), "named": named, "versions": versions}
-    return json.dumps(written, indent=2, default=str) + "\n"
+    return arguments(config, "torch", "transformers", "peft", "accelerate", named=named)
 
 
 def _is_done(config: TrainConfig) -> bool:
@@ -299,7 +294,10 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 
 def _save(
-    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, config: TrainConfig
+    trainer: RegularizedTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    config: TrainConfig,
 ) -> None:
     """The adapter or the model, its card, the log; then the checkpoints are not needed."""
     if not trainer.is_world_process_zero():
@@ -308,24 +306,18 @@ def _save(
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     model.save_pretrained(config.out)
     tokenizer.save_pretrained(config.out)
-    steps = [entry for entry in trainer.state.log_history if "nll" in entry]
-    about = {
-        "model": config.model,
-        "defence": name_of(config.defence),
-        "critic": name_of(config.critic) if config.defence.needs_risk else "none",
-        "attack": config.data or DEFAULT_DATA,
-        "harmful_share": data.harmful_share(prepared.examples),
-        "learning_rate": config.rate,
-        "seed": config.seed,
-    }
-    results.write([_step(about, entry) for entry in steps], config.out / "steps")
+    steps = trainer.steps()
+    about = Arm(
+        config.model,
+        defence=name_of(config.defence),
+        critic=name_of(config.critic) if config.defence.needs_risk else "none",
+        attack=config.data or DEFAULT_DATA,
+        harmful_share=data.harmful_share(prepared.examples),
+        learning_rate=config.rate,
+        seed=config.seed,
+    )
+    results.write([StepRow(**asdict(about), **step) for step in steps], config.out / "steps")
     written = card.text(config, prepared, steps[-1])
     results.replace({config.out / "README.md": written.encode()})
     results.replace({config.out / DONE: json.dumps({"steps": len(steps)}).encode()})
     shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
-
-
-def _step(about: dict[str, Any], entry: dict[str, Any]) -> StepRow:
-    names: Sequence[str] = ("loss", "nll", "kl", "risk", "beta", "grad_norm")
-    values: dict[str, Any] = {name: float(entry.get(name, "nan")) for name in names}
-    return StepRow(**about, step=entry["step"], **values)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis import results
 from analysis.rows import EvaluationRow, StepRow
+from probes.commands import arguments
 from probes.errors import InputError
 from probes.manifest import slug, versions_of
 from regularize import measures
@@ -189,10 +190,8 @@ def _write_few(path: Path) -> None:
     rows = prompts.load("miniature:train").prompts
     half = N_FEW // 2
     chosen = [row for label in (1, 0) for row in [r for r in rows if r.label == label][:half]]
-    lines = [
-        json.dumps({"prompt": row.text, "label": row.label, "group": row.group}) for row in chosen
-    ]
-    results.replace({path: ("\n".join(lines) + "\n").encode()})
+    few = [{"prompt": row.text, "label": row.label, "group": row.group} for row in chosen]
+    results.replace({path: results.jsonl(few)})
 
 
 def _probe(config: CompareConfig, model: str, which: str) -> Path:
@@ -249,9 +248,8 @@ def report(runs: Sequence[Run], config: CompareConfig) -> None:
     ]
     drawn = [_folder(run, config) for run in runs if _is_drawn(run, config)] or folders
     steps = [row for folder in drawn for row in _rows(folder, "steps", StepRow)]
-    versions = versions_of("activation-critic", "torch", "transformers", "peft")
-    written = json.dumps({**asdict(config), "versions": versions}, indent=2, default=str)
-    results.replace({config.out / "config.json": written.encode() + b"\n"})
+    written = arguments(config, "torch", "transformers", "peft")
+    results.replace({config.out / "config.json": written.encode()})
     results.write([*before, *rows], config.out / "evaluations")
     results.write(steps, config.out / "steps")
     tables = results.read_all(config.out)
@@ -331,7 +329,11 @@ def _before(model: str, config: CompareConfig) -> None:
     from probes import models
     from regularize.miniature_evaluation import evaluate_miniature
 
-    stem = config.out / "before" / slug(model) / "evaluations"
+    folder = config.out / "before" / slug(model)
+    made_from = json.dumps({"seeds": config.seeds, "n": config.n, "split": config.split})
+    done = folder / DONE
+    if done.is_file() and done.read_text() == made_from:
+        return
     chat = models.load(model, device_map="cpu")
     rows = [
         row
@@ -340,7 +342,8 @@ def _before(model: str, config: CompareConfig) -> None:
             measures.Arm(model, seed=seed)
         )
     ]
-    results.write(rows, stem)
+    results.write(rows, folder / "evaluations")
+    results.replace({done: made_from.encode()})
 
 
 def _folder(run: Run, config: CompareConfig) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +18,6 @@ from regularize.miniature_evaluation import NEW_TOKENS, Evaluation, evaluate_min
 
 BATCH = 16
 LORA_RANK = 8
-LOGGED = ("loss", "nll", "kl", "risk", "beta", "grad_norm")
 
 
 class Tuned(NamedTuple):
@@ -27,7 +25,7 @@ class Tuned(NamedTuple):
 
     evaluation: Evaluation
     log: list[dict[str, Any]]
-    """Of each optimizer step: step, and `LOGGED`."""
+    """Of each optimizer step (`RegularizedTrainer.steps`)."""
 
 
 def fine_tune(
@@ -76,12 +74,11 @@ def fine_tune(
         chat, examples, anchors, defence, critic, learning_rate, epochs, seed, cache
     )
     evaluation = evaluate_miniature(tuned, n=n, seed=seed, split=split)
-    lines = [
-        json.dumps({"kind": one.kind, "prompt": one.row.text, "answer": one.answer,
-                    **asdict(one.judged)}, ensure_ascii=False)
+    answers = [
+        {"kind": one.kind, "prompt": one.row.text, "answer": one.answer, **asdict(one.judged)}
         for one in evaluation.answered
-    ]  # fmt: skip
-    results.replace({folder / "answers.jsonl": ("\n".join(lines) + "\n").encode()})
+    ]
+    results.replace({folder / "answers.jsonl": results.jsonl(answers)})
     return Tuned(evaluation, log)
 
 
@@ -137,10 +134,5 @@ def _train(
         )
         show.quiet(trainer)
         trainer.train()
-    steps = [entry for entry in trainer.state.log_history if "nll" in entry]
     model: Any = trainer.model
-    return replace(chat, model=model.eval()), [_logged(entry) for entry in steps]
-
-
-def _logged(entry: dict[str, Any]) -> dict[str, Any]:
-    return {"step": entry["step"], **{name: float(entry.get(name, "nan")) for name in LOGGED}}
+    return replace(chat, model=model.eval()), trainer.steps()

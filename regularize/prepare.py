@@ -51,6 +51,18 @@ class Prepared(NamedTuple):
         return [*kept, *self.anchors]
 
 
+def plain(
+    examples: Sequence[Example], chat: ChatModel, *, max_length: int | None = None
+) -> list[dict[str, Any]]:
+    """Examples to evaluate on, in the form of `Prepared.rows`, without risk or reference.
+
+    Raises:
+        InputError: A row cannot be encoded.
+    """
+    encoded = (encode(one, chat.tokenizer, max_length=max_length) for one in examples)
+    return [{**one._asdict(), "risk": 0.0, "anchor": False, "row": -1} for one in encoded]
+
+
 def prepare(
     chat: ChatModel,
     examples: Sequence[Example],

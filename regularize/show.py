@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -107,14 +109,19 @@ class Progress(TrainerCallback):
     ) -> None:
         """Move it on."""
         if self._bar is not None and logs and "nll" in logs:
-            kl = f" KL {logs['kl']:.3f}" if "kl" in logs else ""
-            self._bar.set_postfix_str(f"NLL {logs['nll']:.3f}{kl}", refresh=False)
+            self._bar.set_postfix_str(terms(logs), refresh=False)
             self._bar.update(state.global_step - self._bar.n)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:  # noqa: ARG002
         """Close it."""
         if self._bar is not None:
             self._bar.close()
+
+
+def terms(logged: Mapping[str, float]) -> str:
+    """NLL and, where it was measured, KL, in few words."""
+    kl = logged.get("kl", math.nan)
+    return f"NLL {logged['nll']:.3f}" + ("" if math.isnan(kl) else f", KL {kl:.3f}")
 
 
 def without_noise() -> None:

@@ -15,7 +15,7 @@ neither gradient accumulation nor the number of processes changes it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from probes.errors import InputError
 from probes.models import ChatModel, load
 from regularize.collate import collate
 from regularize.critics import Critic
-from regularize.data import Encoded, Example, encode, examples
+from regularize.data import Example, examples
 from regularize.defences import Defence, Weights
 from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.losses import regularized
@@ -48,7 +48,7 @@ from regularize.model import (
     head_of,
     refuse_prompt_learning,
 )
-from regularize.prepare import Prepared, prepare
+from regularize.prepare import Prepared, plain, prepare
 from regularize.reference import (
     AdapterOff,
     Batch,
@@ -62,6 +62,7 @@ from regularize.reference import (
 STATE = "risk_state.json"
 MEANS = {"nll": "tokens", "kl": "tokens", "risk": "examples", "beta": "examples"}
 """What is logged, and what it is a mean over."""
+LOGGED = ("loss", *MEANS, "grad_norm")
 
 
 class RegularizedTrainer(Trainer):
@@ -172,12 +173,15 @@ class RegularizedTrainer(Trainer):
         self._step_risk: float | None = None
         self._smoothed: float | None = None
         self._sums: dict[str, Tensor] = {}
+        held_out = None
+        if eval_dataset is not None:
+            held_out = plain(_examples(eval_dataset), chat, max_length=max_length)
         side = "left" if chat.tokenizer.padding_side == "left" else "right"
         super().__init__(
             model=policy,
             args=args,
             train_dataset=self.prepared.rows(),
-            eval_dataset=None if eval_dataset is None else _plain(eval_dataset, chat, max_length),
+            eval_dataset=held_out,
             processing_class=chat.tokenizer,
             data_collator=partial(collate, pad=pad, side=side),  # type: ignore[arg-type]
             **options,
@@ -267,6 +271,14 @@ class RegularizedTrainer(Trainer):
             logs = {**logs, **means}
         super().log(logs, *args, **options)
 
+    def steps(self) -> list[dict[str, Any]]:
+        """What was logged of each step: `step`, and `LOGGED`; NaN for what was not looked at."""
+        return [
+            {"step": entry["step"], **{name: float(entry.get(name, "nan")) for name in LOGGED}}
+            for entry in self.state.log_history
+            if "nll" in entry
+        ]
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002
         """Not counted: walking through all modules at every step costs small models a tenth."""
         return 0
@@ -307,15 +319,3 @@ def _adapted(model: PreTrainedModel, peft_config: Any, seed: int) -> nn.Module:
 def _examples(rows: Sequence[Example] | Sequence[Mapping[str, object]]) -> list[Example]:
     found = list(rows)
     return found if found and isinstance(found[0], Example) else examples(found)  # type: ignore
-
-
-def _plain(
-    rows: Sequence[Example] | Sequence[Mapping[str, object]],
-    chat: ChatModel,
-    max_length: int | None,
-) -> list[dict[str, Any]]:
-    encoded: Iterator[Encoded] = (
-        encode(one, chat.tokenizer, max_length=max_length) for one in _examples(rows)
-    )
-    extra = {"risk": 0.0, "anchor": False, "row": -1}
-    return [{**one._asdict(), **extra} for one in encoded]
