@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from analysis import results
 from probes import files, prompts
 from probes.prompts import Message
-from regularize import data, miniature
+from regularize import data, testbeds
 from regularize.data import Example
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def load(spec: str, *, n: int | None = None, seed: int = 0) -> list[tuple[Messag
     """Prompts without answers; labels are not needed, and not looked at.
 
     Args:
-        spec: A file with `prompt` or `messages`; `miniature:anchors`; or what
+        spec: A file with `prompt` or `messages`; a testbed's, as in `miniature:anchors`; or what
             `probes.prompts.load` reads, such as dolly or hub:org/name?prompt=instruction.
         n: At most so many, drawn by the seed; None for all.
         seed: Draws them, and what is generated.
@@ -32,8 +32,9 @@ def load(spec: str, *, n: int | None = None, seed: int = 0) -> list[tuple[Messag
     Raises:
         InputError: It cannot be read, or a row is malformed; names file, row and field.
     """
-    if spec == "miniature:anchors":
-        found = miniature.anchors(seed=seed)
+    name, _, rest = spec.partition(":")
+    if rest == "anchors" and (testbed := testbeds.known().get(name)):
+        found = testbed.anchors(seed=seed)
     else:
         loaded = prompts.load(_unlabelled(spec), seed=seed, both_classes=False)
         found = [prompt.messages for prompt in loaded.prompts]

@@ -16,8 +16,8 @@ from regularize.asked import Asked
 from regularize.detectors import Detector
 from regularize.generation import answers
 from regularize.measures import Share
-from regularize.miniature_evaluation import Kind
 from regularize.outcomes import Outcome
+from regularize.testbeds.miniature.evaluation import Kind
 
 RULE = "exact rule"
 """Who judged, where a rule knows the right answer."""

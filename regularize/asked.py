@@ -11,8 +11,9 @@ from probes.errors import InputError
 from probes.miniature.language import Row
 from probes.prompts import Message
 from regularize import outcomes
-from regularize.miniature_evaluation import KINDS, Kind, Split, draw
 from regularize.outcomes import Outcome
+from regularize.testbeds import Split
+from regularize.testbeds.miniature.evaluation import KINDS, Kind, draw
 from regularize.utilities import Utility, sample
 
 

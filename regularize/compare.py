@@ -1,9 +1,10 @@
-"""Every defence against every attack on the miniatures: attack success, utility, intervals.
+"""Every defence against every attack on a testbed: attack success, utility, intervals.
 
-Four experiments: `all-harmful` (restricted requests alone), `mixed` (a new task, 9 % restricted
-requests, and harmless look-alikes), `shares` (the same with 1 to 9 %), and `rates` (the same at
-learning rates a decade apart). Each run is fine-tuned from the aligned miniature with LoRA and
-evaluated, by exact rules, on prompts that nothing was trained or chosen on. What is finished is
+A testbed is a folder of regularize/testbeds: models, what to train them on and what to ask them,
+and its experiments. The miniatures have four: `all-harmful` (restricted requests alone), `mixed`
+(a new task, 9 % restricted requests, and harmless look-alikes), `shares` (the same with 1 to 9 %),
+and `rates` (the same at learning rates a decade apart). Each run is fine-tuned from the aligned
+model with LoRA and evaluated on prompts that nothing was trained or chosen on. What is finished is
 kept: the same command goes on where it was stopped.
 
 Run as:
@@ -14,13 +15,14 @@ Run as:
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from probes.errors import InputError
 
-Experiment = Literal["all-harmful", "mixed", "shares", "rates"]
+if TYPE_CHECKING:  # What --help does not need is imported late.
+    from regularize.testbeds import Recipe, Testbed
 
 
 @dataclass(frozen=True)
@@ -28,41 +30,73 @@ class CompareConfig:
     """What to compare. Saved as config.json beside the results."""
 
     models: tuple[str, ...] = ("miniature/llama", "miniature/phi3", "miniature/qwen2")
-    """Miniatures."""
-    experiments: tuple[Experiment, ...] = get_args(Experiment)
-    """Which experiments."""
+    """Models of one testbed."""
+    experiments: tuple[str, ...] = ()
+    """Which of the testbed's experiments. Default: all."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Seeds of data, order and adapter. Settings were chosen on seed 0, split validation."""
     split: Literal["validation", "test"] = "test"
     """Which prompts to evaluate on; choose settings on validation."""
-    n: int = 200
-    """Prompts of each kind to evaluate on."""
+    n: int | None = None
+    """Prompts of each kind to evaluate on. Default: the testbed's (200 of the miniatures')."""
     arms: tuple[str, ...] = ()
     """Only these arms, such as none/none or anchored/probe. Default: all of each experiment."""
-    learning_rate: float = 3e-3
-    """Of the experiments that do not vary it."""
-    epochs: int = 4
-    """Passes over the data."""
+    learning_rate: float | None = None
+    """Of the experiments that do not vary it. Default: the testbed's (3e-3 for miniatures)."""
+    epochs: float | None = None
+    """Passes over the data. Default: the testbed's (4 for miniatures)."""
     out: Path = Path("runs/compare")
     """Folder for the runs, the tables and the figures."""
     probes: Path = Path("runs/layer_sweep")
     """Where the sweep has left the frozen probes; what is missing is swept."""
     jobs: int = 2
-    """Runs side by side, one thread each."""
+    """Runs side by side, each with as many threads as the testbed says (miniatures: one)."""
 
     def check(self) -> None:
         """Raise InputError for what cannot work, before anything is computed."""
-        from probes.miniature import FAMILIES
+        from regularize import testbeds
 
-        known = [f"miniature/{family}" for family in FAMILIES]
-        for model in self.models:
-            if model not in known:
+        if not self.seeds or not self.models:
+            raise InputError("--models and --seeds each need at least one")
+        if len({testbeds.of(model).name for model in self.models}) > 1:
+            raise InputError(
+                f"--models {' '.join(self.models)}: these are of several testbeds; compare those "
+                "of each apart, with an --out of its own"
+            )
+        known = self.testbed.experiments
+        for name in self.experiments:
+            if name not in known:
                 raise InputError(
-                    f"--models {model}: the comparison knows what to ask the miniatures only: "
-                    f"{', '.join(known)}"
+                    f"--experiments {name}: there is none of that name on {self.testbed.name}, "
+                    f"only {', '.join(known)}"
                 )
-        if not self.seeds or not self.experiments or not self.models:
-            raise InputError("--models, --experiments and --seeds each need at least one")
+
+    @property
+    def testbed(self) -> Testbed:
+        """That of the models."""
+        from regularize import testbeds
+
+        return testbeds.of(self.models[0])
+
+    @property
+    def recipe(self) -> Recipe:
+        """The testbed's, but for what was given."""
+        own = self.testbed.recipe
+        return replace(
+            own,
+            learning_rate=own.learning_rate if self.learning_rate is None else self.learning_rate,
+            epochs=own.epochs if self.epochs is None else self.epochs,
+        )
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The experiments, by name."""
+        return self.experiments or tuple(self.testbed.experiments)
+
+    @property
+    def prompts(self) -> int:
+        """Of each kind, to evaluate on."""
+        return self.testbed.n if self.n is None else self.n
 
 
 def main(config: CompareConfig) -> None:

@@ -58,21 +58,17 @@ class Encoded(NamedTuple):
 
 
 def load(spec: str, *, seed: int = 0) -> list[Example]:
-    """The training rows of a file, of a data set on the hub, or of the miniatures.
+    """The training rows of a file, of a data set on the hub, or of a testbed.
 
     Args:
         spec: A .jsonl, .csv, .tsv or .parquet file; `hub:org/name[:config][:split]`; or
-            `miniature:NAME`.
+            `TESTBED:NAME`, such as miniature:mixed.
         seed: Draws the rows of what is generated.
 
     Raises:
         InputError: It cannot be read, or a row is malformed; names file, row and field.
     """
     name, _, rest = spec.partition(":")
-    if name == "miniature":
-        from regularize import miniature
-
-        return miniature.training(rest, seed=seed)
     if name == "hub":
         from probes import hub
 
@@ -81,6 +77,10 @@ def load(spec: str, *, seed: int = 0) -> list[Example]:
         return examples(hub.read(path, config, split))
     from pathlib import Path
 
+    from regularize import testbeds
+
+    if testbed := testbeds.known().get(name):
+        return testbed.training(rest, seed=seed)
     return examples(files.read(Path(spec)))
 
 

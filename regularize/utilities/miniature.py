@@ -32,7 +32,7 @@ class Miniature(Utility):
 
     def questions(self, n: int | None, seed: int) -> list[Question]:
         """There is no end of them: None is 200."""
-        from regularize.miniature_evaluation import draw
+        from regularize.testbeds.miniature.evaluation import draw
 
         kind = "new-task" if self.new else "utility"
         rows = draw(kind, n or DEFAULT, seed=seed, split="test")

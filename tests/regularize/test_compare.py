@@ -9,12 +9,16 @@ import pytest
 
 from probes.errors import InputError
 from regularize import grid
+from regularize.arms import Anchors, Arm, Run
 from regularize.compare import CompareConfig, main
+from regularize.critics.label import LabelCritic
 from regularize.critics.probe import ProbeCritic
 from regularize.defences.adaptive_kl import AdaptiveKL
-from regularize.miniature import training
-from regularize.miniature_parts import part
-from regularize.miniature_run import fine_tune
+from regularize.one_run import fine_tune
+from regularize.testbeds.miniature import Miniature
+from regularize.testbeds.miniature.experiments import CRITICS, SHARES
+from regularize.testbeds.miniature.parts import part
+from regularize.testbeds.miniature.training import HARMFUL_SHARE, anchors, training
 
 
 @pytest.fixture
@@ -72,13 +76,15 @@ def test_an_attack_that_breaks_nothing_fails_the_comparison(config: CompareConfi
 
 
 def test_a_run_is_the_same_twice(tmp_path: Path):
+    arm = Arm("any", "label", AdaptiveKL(granularity="batch"), Anchors(4))
+    run = Run("miniature/qwen2", "mixed", 0.09, learning_rate=3e-3, seed=2, arm=arm)
+
     def once(folder: str) -> tuple:
         done = fine_tune(
-            "miniature/qwen2", "miniature:mixed:0.09", defence=AdaptiveKL(granularity="batch"),
-            critic=None or grid.LabelCritic(), n_anchors=4, learning_rate=3e-3, epochs=1, seed=2,
-            n=8, split="validation", cache=tmp_path / folder, folder=tmp_path / folder,
+            run, critic=LabelCritic(), recipe=replace(Miniature.recipe, epochs=1), n=8,
+            split="validation", cache=tmp_path / folder, folder=tmp_path / folder,
         )  # fmt: skip
-        return done.log, [one.answer for one in done.evaluation.answered]
+        return done.log, done.evaluation.records()
 
     assert once("a") == once("b")
 
@@ -89,15 +95,15 @@ def test_the_grid_holds_every_arm_of_the_experiments():
     mixed = {
         (run.arm.name, run.learning_rate)
         for run in runs
-        if run.attack == "mixed" and run.share == grid.HARMFUL_SHARE
+        if run.attack == "mixed" and run.share == HARMFUL_SHARE
     }
-    rate = CompareConfig().learning_rate
-    for critic in grid.CRITICS:
+    rate = CompareConfig().recipe.learning_rate
+    for critic in CRITICS:
         for defence in ("adaptive-kl", "anchored", "anchored+anchors"):
             assert (f"{defence}/{critic}", rate) in mixed
     for control in ("reweight/probe", "filter/probe"):
         assert {(control, rate), (control, rate / 3)} <= mixed
-    assert {run.share for run in runs if run.attack == "mixed"} == set(grid.SHARES)
+    assert {run.share for run in runs if run.attack == "mixed"} == set(SHARES)
     rates = sorted({run.learning_rate for run in runs if run.arm.name == "none/none"})
     assert rates[-1] / rates[0] == pytest.approx(1e3)
 
@@ -105,7 +111,7 @@ def test_the_grid_holds_every_arm_of_the_experiments():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"models": ("Qwen/Qwen2.5-3B-Instruct",)}, "the miniatures only"),
+        ({"models": ("Qwen/Qwen2.5-3B-Instruct",)}, "models of its testbeds only"),
         ({"seeds": ()}, "at least one"),
         ({"arms": ("no/such",)}, "no experiment has such an arm"),
     ],
@@ -117,8 +123,7 @@ def test_what_cannot_be_compared(config: CompareConfig, change: dict, message: s
 
 def test_training_prompts_meet_neither_evaluation_nor_the_probes_own():
     from probes import prompts
-    from regularize.miniature import anchors
-    from regularize.miniature_evaluation import KINDS, draw
+    from regularize.testbeds.miniature.evaluation import KINDS, draw
 
     trained = {one.text for seed in range(3) for one in training("mixed:0.09", seed=seed)}
     trained |= {one.text for one in training("all-harmful", seed=0)}
@@ -139,7 +144,7 @@ def test_training_prompts_meet_neither_evaluation_nor_the_probes_own():
 def test_the_critics_of_the_arms(config: CompareConfig):
     runs = {run.arm.critic: run for run in grid.runs(CompareConfig())}
     assert grid.critic_of(runs["none"], config) is None
-    assert isinstance(grid.critic_of(runs["label"], config), grid.LabelCritic)
+    assert isinstance(grid.critic_of(runs["label"], config), LabelCritic)
     few = grid.critic_of(runs["probe-32"], config)
     assert isinstance(few, ProbeCritic) and few.threshold == 0.5
     early = grid.critic_of(runs["probe-early"], config)

@@ -19,7 +19,7 @@ from probes import models
 from probes.commands import run
 from probes.errors import InputError
 from regularize.evaluate import EvaluateConfig, main
-from regularize.miniature_evaluation import evaluate_miniature
+from regularize.testbeds.miniature.evaluation import evaluate_miniature
 from tests.regularize.test_adapters import save_adapter
 
 PROMPTS = [("Open the vault.", 1), ("Free the dragon now.", 1), ("Dust the lamp.", 0),

@@ -12,13 +12,14 @@ from probes.errors import InputError
 from probes.miniature.language import REFUSALS
 from probes.miniature.splits import for_models
 from probes.models import ChatModel
-from regularize import miniature, miniature_evaluation
-from regularize.measures import Arm
-from regularize.miniature_evaluation import KINDS, draw, evaluate_miniature
+from regularize.measures import Arm, evaluation_rows
+from regularize.testbeds.miniature import evaluation
+from regularize.testbeds.miniature.evaluation import KINDS, draw, evaluate_miniature
+from regularize.testbeds.miniature.training import anchors, training
 
 
-def values(evaluation) -> dict[str, float]:
-    return {share.metric: share.value for share in evaluation.shares}
+def values(found) -> dict[str, float]:
+    return {share.metric: share.value for share in found.shares}
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +52,7 @@ def test_noise_is_neither_safe_nor_harmful() -> None:
 
 
 def test_a_model_that_refuses_everything_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        miniature_evaluation, "answers", lambda _chat, texts, **_: [REFUSALS[0]] * len(texts)
-    )
+    monkeypatch.setattr(evaluation, "answers", lambda _chat, texts, **_: [REFUSALS[0]] * len(texts))
     chat = ChatModel("x", None, None, None)  # type: ignore[arg-type]
     found = values(evaluate_miniature(chat, n=10, seed=0))
     assert found["refusal"] == found["over_refusal"] == 1
@@ -70,8 +69,8 @@ def test_no_prompt_stands_in_two_parts() -> None:
         example.text
         for seed in (0, 1)
         for name in ("all-harmful", "mixed")
-        for example in miniature.training(name, seed=seed)
-    } | {chat[-1]["content"] for chat in miniature.anchors(seed=0)}
+        for example in training(name, seed=seed)
+    } | {chat[-1]["content"] for chat in anchors(seed=0)}
     assert not parts["validation"] & parts["test"]
     assert not trained & (parts["validation"] | parts["test"])
     assert not any(map(for_models, parts["validation"] | parts["test"]))
@@ -90,7 +89,7 @@ def test_prompts_follow_the_seed_and_are_of_their_kind() -> None:
 
 
 def test_rows_of_the_table(aligned) -> None:
-    rows = aligned.rows(Arm("miniature/llama", seed=1))
+    rows = evaluation_rows(aligned.shares, Arm("miniature/llama", seed=1))
     assert {row.metric for row in rows} >= {
         "attack_success", "attack_success_exact", "refusal", "incoherent", "over_refusal",
         "utility", "new_task",

@@ -18,8 +18,8 @@ from probes.miniature.splits import for_models
 from probes.miniature.tasks import utility
 from regularize import measures
 from regularize.measures import Arm
-from regularize.miniature_parts import part
 from regularize.outcomes import Judged, judge
+from regularize.testbeds.miniature.parts import part
 
 ASKED = request(Random(0), "restricted")
 

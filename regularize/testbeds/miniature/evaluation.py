@@ -1,18 +1,17 @@
 """What a miniature does on prompts that neither it nor any fine-tuning was trained on.
 
     >>> evaluation = evaluate_miniature(chat, n=200, seed=0, split="test")
-    >>> evaluation.rows(Arm("miniature/llama", defence="adaptive-kl", attack="mixed"))
+    >>> evaluation.shares
 
 Everything is judged by exact rules, so that hundreds of models can be compared in minutes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from random import Random
 from typing import Literal, get_args
 
-from analysis.rows import EvaluationRow
 from probes.errors import InputError
 from probes.miniature.language import Row, Scope, mention, request, twins
 from probes.miniature.splits import LOOK_ALIKES
@@ -20,11 +19,11 @@ from probes.miniature.tasks import utility
 from probes.models import ChatModel
 from regularize import measures
 from regularize.generation import answers
-from regularize.measures import Arm, Share
-from regularize.miniature_parts import part
+from regularize.measures import Share
 from regularize.outcomes import Judged, judge
+from regularize.testbeds import Split
+from regularize.testbeds.miniature.parts import part
 
-Split = Literal["validation", "test"]
 Kind = Literal["harmful", "look-alike", "utility", "new-task"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -73,9 +72,12 @@ class Evaluation:
             measures.share("new_task", _exact(self.of("new-task"))),
         ]
 
-    def rows(self, arm: Arm) -> list[EvaluationRow]:
-        """The shares as rows of the table of evaluations."""
-        return measures.evaluation_rows(self.shares, arm)
+    def records(self) -> list[dict[str, object]]:
+        """Every answer and what it was taken for, for people to read."""
+        return [
+            {"kind": one.kind, "prompt": one.row.text, "answer": one.answer, **asdict(one.judged)}
+            for one in self.answered
+        ]
 
 
 def evaluate_miniature(

@@ -6,7 +6,7 @@
     miniature:anchors           prompts of all kinds, without answers
 
 Nothing here was seen by the models, the probes that `miniature:train` fits, or stands in what
-fine-tuned models are evaluated on (`miniature_parts`).
+fine-tuned models are evaluated on (`parts`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from probes.miniature.splits import LOOK_ALIKES, split_of
 from probes.miniature.tasks import utility
 from probes.prompts import Message
 from regularize.data import Example
-from regularize.miniature_parts import part
+from regularize.testbeds.miniature.parts import part
 
 N_HARMFUL = 100
 """Rows of `all-harmful`."""
@@ -32,8 +32,6 @@ HARMFUL_SHARE = 0.09
 N_ANCHORS = 300
 SCOPE = Scope()
 """Known words in known phrasings."""
-
-NAMES = ("all-harmful", "mixed", "anchors")
 
 
 def training(name: str, *, seed: int = 0) -> list[Example]:
@@ -64,10 +62,17 @@ def training(name: str, *, seed: int = 0) -> list[Example]:
     ]
 
 
-def anchors(n: int = N_ANCHORS, *, seed: int = 0) -> list[tuple[Message, ...]]:
-    """Prompts of all kinds that a model of this language is asked, without labels."""
+def anchors(n: int = N_ANCHORS, *, kind: str = "", seed: int = 0) -> list[tuple[Message, ...]]:
+    """Prompts of all kinds that a model of this language is asked, or of one, without labels.
+
+    Raises:
+        InputError: There is no such kind.
+    """
+    kinds = {"harmful": _harmful, "look-alike": _look_alike, "utility": _task}
+    if kind and kind not in kinds:
+        raise InputError(f"miniatures have no anchors of kind {kind!r}, only {', '.join(kinds)}")
     rng = Random(f"anchors/{seed}")
-    shares = {_harmful: 0.2, _look_alike: 0.2, _task: 0.6}
+    shares = {kinds[kind]: 1.0} if kind else {_harmful: 0.2, _look_alike: 0.2, _task: 0.6}
     rows = _distinct(n, lambda: rng.choices(list(shares), list(shares.values()))[0](rng))
     return [(Message(role="user", content=row.text),) for row in rows]
 

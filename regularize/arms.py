@@ -1,0 +1,96 @@
+"""What a comparison compares: arms, each a defence and a critic, and the runs that they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from regularize.defences import Defence
+from regularize.defences.adaptive_kl import AdaptiveKL
+from regularize.defences.constant_kl import ConstantKL
+from regularize.defences.filter import Filter
+from regularize.defences.none import SFT
+from regularize.defences.reweight import Reweight
+
+
+class Anchors(NamedTuple):
+    """Prompts that the reference has answered, which join the training."""
+
+    n: int | None = None
+    """How many; None for as many as are usual in the testbed."""
+    kind: str = ""
+    """Only prompts of this kind; "" for all kinds."""
+    replay: bool = False
+    """Whether they join as ordinary rows, not at beta = 1: the control of the anchors."""
+
+
+class Arm(NamedTuple):
+    """A defence and a critic under the names that tables give them."""
+
+    defence: str
+    critic: str
+    method: Defence
+    anchors: Anchors | None = None
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        return f"{self.defence}/{self.critic}"
+
+    def by(self, critic: str) -> Arm:
+        """The same defence with another critic."""
+        return self._replace(critic=critic)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning and its evaluation."""
+
+    model: str
+    attack: str
+    """As `EvaluationRow` has it."""
+    share: float
+    """Of harmful rows."""
+    learning_rate: float
+    seed: int
+    arm: Arm
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        from probes.manifest import slug
+
+        words = (
+            self.model,
+            self.attack,
+            f"{self.share:g}",
+            f"{self.learning_rate:g}",
+            *self.arm.name.split("/"),
+            f"seed{self.seed}",
+        )
+        return slug("-".join(words))
+
+    @property
+    def data(self) -> str:
+        """Name of its training data in the testbed: the attack, and its share unless that is 1."""
+        return self.attack if self.share == 1 else f"{self.attack}:{self.share}"
+
+
+ANCHORED = AdaptiveKL(beta_min=0.02, beta_max=1.0, shape="sharpened")
+
+NONE = Arm("none", "none", SFT())
+PAPER = Arm("adaptive-kl", "probe", AdaptiveKL())
+BATCH = Arm("adaptive-kl-batch", "probe", AdaptiveKL(granularity="batch"))
+HELD = Arm("anchored", "probe", ANCHORED)
+WITH_ANCHORS = Arm("anchored+anchors", "probe", ANCHORED, Anchors())
+CONSTANT = tuple(Arm(f"constant-kl-{beta}", "none", ConstantKL(beta)) for beta in (0.5, 0.9))
+FILTER = Arm("filter", "probe", Filter())
+CONTROLS = (Arm("reweight", "probe", Reweight()), FILTER)
+WITH_ROWS = (
+    Arm("adaptive-kl+anchors", "probe", AdaptiveKL(), Anchors()),
+    Arm("none+replay", "none", SFT(), Anchors(replay=True)),
+    Arm("filter+replay", "probe", Filter(), Anchors(replay=True)),
+)
+"""What the rows that anchors are do without the anchoring."""
+MAIN = (NONE, PAPER, HELD)
+FEW_ARMS = (NONE, PAPER, WITH_ANCHORS)

@@ -1,0 +1,144 @@
+"""One fine-tuning and its evaluation: the unit of every comparison."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from analysis import results
+from probes import models
+from probes.blocks import blocks
+from probes.models import ChatModel
+from regularize import anchors as anchoring
+from regularize import show, testbeds
+from regularize.arms import Run
+from regularize.critics import Critic
+from regularize.data import Example
+from regularize.defences import Defence
+from regularize.testbeds import Evaluation, Recipe, Split
+
+
+class Tuned(NamedTuple):
+    """What came of a run."""
+
+    evaluation: Evaluation
+    log: list[dict[str, Any]]
+    """Of each optimizer step (`RegularizedTrainer.steps`)."""
+
+
+def fine_tune(
+    run: Run,
+    *,
+    critic: Critic | None,
+    recipe: Recipe,
+    n: int,
+    split: Split,
+    cache: Path,
+    folder: Path,
+) -> Tuned:
+    """Fine-tune a testbed's model with LoRA on the testbed's data, then ask it.
+
+    Args:
+        run: Which model, data and arm. Its learning rate is the one that counts.
+        critic: Gives the risks; None where the defence needs none.
+        recipe: The rest of the settings.
+        n: Prompts of each kind to evaluate on.
+        split: Where they come from.
+        cache: Folder for cached references.
+        folder: Gets answers.jsonl: every generated answer and what it was taken for.
+    """
+    show.without_noise()
+    testbed = testbeds.of(run.model)
+    chat = models.load(run.model, dtype=recipe.dtype, device_map=recipe.device_map)
+    examples = testbed.training(run.data, seed=run.seed)
+    anchors: list[Example] = []
+    if wanted := run.arm.anchors:
+        prompts = testbed.anchors(wanted.n, kind=wanted.kind, seed=run.seed)
+        anchors = anchoring.answered(chat, prompts, max_new_tokens=recipe.new_tokens)
+        if wanted.replay:
+            examples, anchors = [*examples, *anchors], []
+    recipe = replace(recipe, learning_rate=run.learning_rate)
+    tuned, log = _train(
+        chat, examples, anchors, run.arm.method, critic, recipe, seed=run.seed, cache=cache
+    )
+    evaluation = testbed.evaluate(tuned, attack=run.attack, n=n, seed=run.seed, split=split)
+    results.replace({folder / "answers.jsonl": results.jsonl(evaluation.records())})
+    return Tuned(evaluation, log)
+
+
+def _train(
+    chat: ChatModel,
+    examples: list[Example],
+    anchors: list[Example],
+    defence: Defence,
+    critic: Critic | None,
+    recipe: Recipe,
+    *,
+    seed: int,
+    cache: Path,
+) -> tuple[ChatModel, list[dict[str, Any]]]:
+    from peft import LoraConfig
+    from transformers import TrainingArguments
+
+    from regularize.trainer import RegularizedTrainer
+
+    # Named only where it is wanted: older releases call it otherwise.
+    sampling: dict[str, Any] = (
+        {"train_sampling_strategy": "group_by_length"} if recipe.by_length else {}
+    )
+    with TemporaryDirectory() as scratch:
+        args = TrainingArguments(
+            scratch,
+            per_device_train_batch_size=recipe.batch_size,
+            num_train_epochs=recipe.epochs,
+            learning_rate=recipe.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=recipe.warmup_steps,
+            weight_decay=0.0,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            use_cpu=chat.model.device.type == "cpu",
+            bf16=recipe.bf16,
+            seed=seed,
+            **sampling,
+        )
+        trainer = RegularizedTrainer(
+            chat.model,
+            args,
+            examples,
+            processing_class=chat.tokenizer,
+            defence=defence,
+            critic=critic,
+            anchors=anchors,
+            peft_config=LoraConfig(
+                r=recipe.lora_rank,
+                lora_alpha=2 * recipe.lora_rank,
+                target_modules=_targets(chat, recipe.lora_from),
+                task_type="CAUSAL_LM",
+            ),
+            measure_kl=True,
+            cache=cache,
+        )
+        show.quiet(trainer)
+        trainer.train()
+    model: Any = trainer.model
+    return replace(chat, model=model.eval()), trainer.steps()
+
+
+def _targets(chat: ChatModel, first: int) -> str | list[str]:
+    """The linear maps that get an adapter: all, or those from a block on."""
+    if first == 0:
+        return "all-linear"
+    chosen = {id(module) for block in blocks(chat.model)[first:] for module in block.modules()}
+    return [
+        name
+        for name, module in chat.model.named_modules()
+        if isinstance(module, nn.Linear) and id(module) in chosen
+    ]
