@@ -19,6 +19,9 @@ HEADINGS = {
     "attack_success": "attack success", "attack_success_worst": "worst seed",
     "attack_success_exact": "exact", "refusal": "refusal", "incoherent": "inco-herent",
     "over_refusal": "over refusal", "utility": "utility", "new_task": "new task",
+    "compliance_probability": "p of comply", "refusal_xstest": "refusal XSTest",
+    "over_refusal_xstest": "over refusal XSTest", "ordinary_answered": "ordi-nary answered",
+    "ordinary_in_format": "in task format",
 }  # fmt: skip
 """The columns that are printed, in this order; the table itself holds every metric.
 
