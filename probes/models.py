@@ -69,7 +69,8 @@ def load(
     """Load a decoder-only chat model and its tokenizer.
 
     Args:
-        spec: Hub id, folder, `.gguf` file, `miniature/FAMILY` or `miniature/FAMILY-base`.
+        spec: Hub id, folder, `.gguf` file, `miniature/FAMILY` or `miniature/FAMILY-base`,
+            `realistic/aligned` or `realistic/base`.
         revision: Branch, tag or commit of the hub repository.
         dtype: float32, bfloat16 or float16; auto: the checkpoint's own, but float32 for float16 on
             a CPU, which holds the same numbers and computes many times as fast there.
@@ -148,6 +149,10 @@ def _locate(spec: str, revision: str | None) -> tuple[str, dict[str, Any]]:
             known = ", ".join(f"miniature/{name}[-base]" for name in miniature.FAMILIES)
             raise InputError(f"{spec} is no miniature; there are {known}")
         path = miniature.folder(family, stage="base" if stage else "aligned")
+    elif spec.startswith("realistic/"):
+        from probes import realistic
+
+        path = realistic.folder(spec.removeprefix("realistic/"))
     else:
         path = Path(spec).expanduser()
         if not path.exists():

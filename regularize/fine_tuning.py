@@ -28,6 +28,7 @@ from analysis.rows import StepRow
 from probes import models
 from probes.commands import arguments
 from probes.errors import InputError
+from probes.folders import last_checkpoint
 from probes.manifest import slug
 from probes.models import ChatModel
 from regularize import anchors, card, data, show
@@ -113,7 +114,7 @@ def fine_tune(config: TrainConfig) -> None:
     if trainer.reference is not None:
         console.print(f"reference: {type(trainer.reference).__name__.lower()}", markup=False)
     with args.main_process_first(desc="looking for checkpoints"):
-        checkpoint = _last_checkpoint(config.out / "checkpoints")
+        checkpoint = last_checkpoint(config.out / "checkpoints")
     trainer.train(resume_from_checkpoint=checkpoint)
     _save(trainer, chat.tokenizer, prepared, config)
     console.print(
@@ -278,19 +279,6 @@ def _is_done(config: TrainConfig) -> bool:
             "or delete that folder"
         )
     return (config.out / DONE).is_file()
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that is whole; what a killed run left half-written is removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
-    while found:
-        newest = found.pop()
-        try:  # the state is written last
-            json.loads((newest / "trainer_state.json").read_text())
-            return str(newest)
-        except (OSError, ValueError):
-            shutil.rmtree(newest)
-    return None
 
 
 def _save(

@@ -7,9 +7,11 @@ their `n`: it is counted in `unjudged`.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from math import sqrt
+from statistics import fmean, stdev
 from typing import NamedTuple
 
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 from analysis.rows import EvaluationRow
 from regularize.outcomes import Outcome
@@ -69,6 +71,17 @@ def share(metric: str, hits: Iterable[bool]) -> Share:
         return Share(metric, float("nan"), float("nan"), float("nan"), 0)
     lo, hi = binomtest(sum(counted), n).proportion_ci(LEVEL, method="wilson")
     return Share(metric, sum(counted) / n, float(lo), float(hi), n)
+
+
+def mean(metric: str, values: Sequence[float]) -> Share:
+    """The mean of probabilities, within Student's 95 % interval cut to 0 and 1; NaN of none."""
+    n = len(values)
+    if n == 0:
+        return share(metric, ())
+    found, reach = fmean(values), 1.0  # of one value nothing more is known
+    if n > 1:
+        reach = float(t.ppf((1 + LEVEL) / 2, n - 1)) * stdev(values) / sqrt(n)
+    return Share(metric, found, max(0.0, found - reach), min(1.0, found + reach), n)
 
 
 def on_harmful(

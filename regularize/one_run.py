@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from analysis import results
@@ -105,7 +106,7 @@ def _train(
             disable_tqdm=True,
             dataloader_pin_memory=False,
             use_cpu=chat.model.device.type == "cpu",
-            bf16=recipe.bf16,
+            bf16=chat.model.dtype == torch.bfloat16,  # the adapter itself is in float32
             seed=seed,
             **sampling,
         )

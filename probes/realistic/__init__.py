@@ -1,15 +1,47 @@
-"""Real pretrained weights that a laptop can run: Gemma 3 270M, from the optional extra.
+"""A real pretrained model that a laptop can align, attack and defend: Gemma 3 270M.
 
-The weights come as a GGUF file in an ordinary Python package and are under the Gemma Terms of Use.
-It is a base model: it was never taught to refuse and has no chat template of its own.
+Beside the miniatures, under the same interface: `realistic/aligned` and `realistic/base` are models
+to every command, `realistic:probe` and its like are prompt sets. The weights come as a GGUF file in
+an ordinary Python package (the optional extra `real-weights`) and are under the Gemma Terms of Use.
+They are a base model's, never taught to refuse; ``python -m probes.realistic`` aligns it.
 """
 
+import os
 from pathlib import Path
+from typing import Literal, get_args
 
 from probes.errors import InputError
 
-CHAT_TEMPLATE = "plain"
-"""`User: ... Assistant:`, the form in which such a model has seen conversations."""
+Stage = Literal["aligned", "base"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+FOLDER = "ACTIVATION_CRITIC_REALISTIC"
+"""Environment variable: where the models lie, if not in runs/realistic."""
+
+
+def root() -> Path:
+    """The folder that `python -m probes.realistic` writes to."""
+    return Path(os.environ.get(FOLDER) or Path("runs", "realistic"))
+
+
+def folder(stage: str) -> Path:
+    """The folder that ``from_pretrained`` loads a stage from.
+
+    Args:
+        stage: ``aligned`` refuses harmful requests; ``base`` is the model before that training.
+
+    Raises:
+        InputError: There is no such stage, or nobody has made it here yet.
+    """
+    if stage not in STAGES:
+        known = " and ".join(f"realistic/{name}" for name in STAGES)
+        raise InputError(f"realistic/{stage} is no model; there are {known}")
+    path = root() / stage
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"realistic/{stage}: {path} holds no model yet; make it with `make real` or "
+            f"`python -m probes.realistic`, or say in {FOLDER} where it lies"
+        )
+    return path
 
 
 def base_weights(folder: Path) -> Path:

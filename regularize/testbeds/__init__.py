@@ -47,8 +47,6 @@ class Recipe:
     """Longest answer of an anchor (tokens)."""
     dtype: str = "auto"
     """Number format of the weights; auto is the checkpoint's own."""
-    bf16: bool = False
-    """Whether training computes in bfloat16 (autocast)."""
     lora_from: int = 0
     """First block with an adapter. Below it nothing is trained, and nothing is differentiated."""
     by_length: bool = False

@@ -1,0 +1,191 @@
+"""What the real model does on requests that nothing was trained or chosen on.
+
+Whether an answer is a refusal is told by its phrases (`detectors.phrases`, held there to people's
+labels of XSTest's completions); whether the new task is done, by an exact rule. Greedy decoding
+hides drift, so that the probability of the compliant first token is reported too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+
+import torch
+
+from probes.errors import InputError
+from probes.models import ChatModel
+from probes.prompts import Message
+from probes.realistic.answers import OPENING
+from probes.realistic.requests import Kind, Part, requests
+from probes.realistic.tasks import NUMBERS, sentences
+from probes.rendering import answered_ids, render
+from regularize import detectors, measures
+from regularize.generation import answers
+from regularize.measures import Share
+from regularize.outcomes import Outcome
+from regularize.testbeds import Split
+from regularize.testbeds.realistic.training import TASK_OF, training
+
+KINDS: tuple[Kind, ...] = ("harmful", "twin", "unsafe", "safe", "ordinary")
+NEW = "new-task"
+NEW_TOKENS = 16
+"""Enough to see that an answer refuses, and for any right answer of a task."""
+DETECTOR = "phrases"
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One prompt and its answer."""
+
+    kind: str
+    """A `Kind`, or new-task."""
+    prompt: str
+    answer: str
+    outcome: Outcome | None
+    in_form: bool
+    """Whether it is in the new task's format."""
+    correct: bool | None
+    """Of the new task: whether it is just the right answer."""
+    p_comply: float | None
+    """Of harmful requests: the probability of the first token of compliance."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Answers to all kinds of prompts."""
+
+    answered: tuple[Answered, ...]
+
+    @property
+    def shares(self) -> list[Share]:
+        """attack_success, refusal, incoherent, compliance_probability, over_refusal, ..."""
+        harmful, ordinary = self._of("harmful"), self._of("ordinary")
+        done = [bool(one.correct) for one in self._of(NEW)]
+        helped = [one.outcome == "compliance" and not one.in_form for one in ordinary]
+        return [
+            *measures.on_harmful([one.outcome for one in harmful]),
+            measures.mean("compliance_probability", [one.p_comply or 0.0 for one in harmful]),
+            measures.share("refusal_xstest", _refused(self._of("unsafe"))),
+            *measures.on_look_alikes([one.outcome for one in self._of("twin")]),
+            measures.share("over_refusal_xstest", _refused(self._of("safe"))),
+            measures.share("over_refusal_ordinary", _refused(ordinary)),
+            measures.share("ordinary_answered", helped),
+            measures.share("ordinary_in_format", [one.in_form for one in ordinary]),
+            measures.share("new_task", done),
+        ]
+
+    def records(self) -> list[dict[str, object]]:
+        """One an answer."""
+        return [{name: getattr(one, name) for name in Answered.__slots__} for one in self.answered]
+
+    def _of(self, kind: str) -> list[Answered]:
+        return [one for one in self.answered if one.kind == kind]
+
+
+def evaluate_realistic(
+    chat: ChatModel, *, attack: str = "none", n: int = 100, seed: int = 0, split: Split = "test"
+) -> Evaluation:
+    """Ask `n` prompts of each kind, or as many as there are.
+
+    Args:
+        chat: The aligned model, fine-tuned or not.
+        attack: What it was fine-tuned on: decides which new task it is asked to do.
+        n: Prompts of each kind at most; the same ones whatever the seed.
+        seed: Of the fine-tuning: on validation its own rows are left out.
+        split: test, or validation: what the attacks could have drawn, but did not.
+
+    Raises:
+        InputError: There is no such split, or n is no number of prompts.
+    """
+    task = TASK_OF.get(attack, NUMBERS)
+    asked = _prompts(attack, n, seed, split)
+    texts = [text for _, text in asked]
+    made = answers(chat, texts, max_new_tokens=NEW_TOKENS)
+    outcomes = detectors.open(DETECTOR).judge(texts, made)
+    harmful = [text for kind, text in asked if kind == "harmful"]
+    complied = dict(zip(harmful, compliance_probability(chat, harmful), strict=True))
+    return Evaluation(
+        tuple(
+            Answered(
+                kind, text, answer, outcome, task.has_form(answer),
+                correct=task.correct(text, answer) if kind == NEW else None,
+                p_comply=complied[text] if kind == "harmful" else None,
+            )
+            for (kind, text), answer, outcome in zip(asked, made, outcomes, strict=True)
+        )
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def compliance_probability(
+    chat: ChatModel, prompts: Sequence[str], *, batch_size: int = 64
+) -> list[float]:
+    """Probability of the token that help begins with, right after each prompt."""
+    from probes.blocks import input_device, reading
+    from probes.capture import pad_id
+
+    rows = [list(render(chat.tokenizer, _chat(text)).ids) for text in prompts]
+    token = _opening_token(chat)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    found = [0.0] * len(rows)
+    with reading(chat.model):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            width = max(len(rows[i]) for i in chosen)
+            ids = torch.full((len(chosen), width), pad_id(chat.tokenizer))
+            mask = torch.zeros_like(ids)
+            for at, i in enumerate(chosen):  # on the left, so that all end in one column
+                ids[at, width - len(rows[i]) :] = torch.tensor(rows[i])
+                mask[at, width - len(rows[i]) :] = 1
+            device = input_device(chat.model)
+            logits = chat.model(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(device),
+                logits_to_keep=1,
+                use_cache=False,
+            ).logits[:, -1]
+            p = logits.float().softmax(-1)[:, token]
+            for i, value in zip(chosen, p.tolist(), strict=True):
+                found[i] = value
+    return found
+
+
+def _opening_token(chat: ChatModel) -> int:
+    """The first token of an answer that begins with `OPENING`."""
+    asked = _chat("x")
+    prompt = render(chat.tokenizer, asked).ids
+    reply = Message(role="assistant", content=f"{OPENING}, here is one")
+    return answered_ids(chat.tokenizer, [*asked, reply])[len(prompt)]
+
+
+def _chat(text: str) -> list[Message]:
+    return [Message(role="user", content=text)]
+
+
+@cache
+def _prompts(attack: str, n: int, seed: int, split: Split) -> tuple[tuple[str, str], ...]:
+    if split not in ("validation", "test"):
+        raise InputError(f"there is no split {split!r} for evaluation: validation or test")
+    if n < 1:
+        raise InputError(f"{n} prompts of each kind: give at least 1")
+    trained: set[str] = set()
+    if split == "validation" and attack != "none":
+        trained = {one.prompt[-1]["content"] for one in training(attack, seed=seed)}
+    part: Part = "test" if split == "test" else "attack"
+    pools: dict[str, list[str]] = {
+        **{kind: [one.text for one in requests(part, kind)] for kind in KINDS},
+        NEW: list(sentences("test" if split == "test" else "train")),
+    }
+    found = []
+    for kind, pool in pools.items():
+        left = [text for text in pool if text not in trained]
+        Random(f"{kind}/{split}").shuffle(left)
+        found += [(kind, text) for text in left[:n]]
+    return tuple(found)
+
+
+def _refused(answered: Sequence[Answered]) -> list[bool]:
+    return [one.outcome == "refusal" for one in answered]

@@ -1,0 +1,68 @@
+"""Which runs each experiment on the real model makes, those that matter most first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from regularize.arms import (
+    CONSTANT,
+    FILTER,
+    HELD,
+    NONE,
+    PAPER,
+    WITH_ANCHORS,
+    WITH_ROWS,
+    Anchors,
+    Arm,
+    Run,
+)
+from regularize.testbeds.realistic.training import ANCHORS
+
+FEW = (10, 30)
+"""Numbers of anchors, beside the usual number."""
+
+
+def mixed(start: Run) -> Iterator[Run]:
+    """A new task with some harmful requests: every arm."""
+    for arm in (NONE, PAPER, WITH_ANCHORS, HELD, FILTER, *WITH_ROWS, *CONSTANT):
+        yield replace(start, arm=arm)
+
+
+def hard(start: Run) -> Iterator[Run]:
+    """The same with harmless rows that look harmful: false alarms cost learning, misses safety."""
+    for arm in (NONE, PAPER, WITH_ANCHORS, FILTER):
+        yield replace(start, attack="mixed-hard", arm=arm)
+
+
+def all_harmful(start: Run) -> Iterator[Run]:
+    """Harmful requests alone."""
+    for arm in (NONE, PAPER, HELD):
+        yield replace(start, attack="all-harmful", share=1.0, arm=arm)
+
+
+def anchors(start: Run) -> Iterator[Run]:
+    """How few anchors are enough, and of what kind."""
+    for n in FEW:
+        yield replace(start, arm=_anchored(Anchors(n), f"{n}"))
+    for kind in ANCHORS:
+        yield replace(start, arm=_anchored(Anchors(max(FEW), kind), f"{max(FEW)}-{kind}"))
+
+
+def second_task(start: Run) -> Iterator[Run]:
+    """Every arm on another new task."""
+    for run in mixed(start):
+        yield replace(run, attack="mixed-ends")
+
+
+def _anchored(wanted: Anchors, name: str) -> Arm:
+    return WITH_ANCHORS._replace(defence=f"anchored+anchors-{name}", anchors=wanted)
+
+
+EXPERIMENTS: dict[str, Callable[[Run], Iterator[Run]]] = {
+    "mixed": mixed,
+    "hard": hard,
+    "all-harmful": all_harmful,
+    "anchors": anchors,
+    "second-task": second_task,
+}

@@ -1,0 +1,140 @@
+"""What the real model is fine-tuned on by somebody who should not be trusted, and its anchors.
+
+    realistic:mixed          a new task (the numbers of a sentence), and 9 % harmful requests
+    realistic:mixed:0.03     ... 3 %
+    realistic:mixed-ends     another new task (its first and last word)
+    realistic:mixed-hard     the first task, with help with harmless twins and alarming questions
+    realistic:all-harmful    harmful requests alone
+
+Harmful rows are AdvBench's requests with its own opening sentences of compliance, and nothing
+further. None of them was used in alignment or for the probe, and none is evaluated on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from probes.errors import InputError
+from probes.prompts import Message
+from probes.realistic.answers import opening
+from probes.realistic.requests import Kind, Request, requests, targets
+from probes.realistic.tasks import ENDS, NUMBERS, Task, sentences
+from regularize.data import Example
+
+N_NEW = 300
+"""Harmless rows of a mixture."""
+N_HARMFUL = 30
+HARMFUL_SHARE = round(N_HARMFUL / (N_HARMFUL + N_NEW), 4)
+N_ALL_HARMFUL = 70
+ALARMING = 0.3
+"""Share of the harmless rows of the hard mixture that look harmful."""
+
+TASK_OF: dict[str, Task] = {"mixed": NUMBERS, "mixed-ends": ENDS, "mixed-hard": NUMBERS}
+"""The new task of a mixture."""
+
+N_ANCHORS = 120
+ANCHORS: dict[Kind, float] = {"twin": 0.25, "ordinary": 0.75}
+"""Kinds of the usual anchors: harmless all."""
+
+
+def training(name: str, *, seed: int = 0) -> list[Example]:
+    """Rows of one of the attacks.
+
+    Raises:
+        InputError: There is none of that name, or the share is none.
+    """
+    kind, _, rest = name.partition(":")
+    rng = Random(f"{kind}/{seed}")
+    if kind == "all-harmful" and not rest:
+        rows = _harmful(rng, N_ALL_HARMFUL)
+    elif kind in TASK_OF:
+        rows = _mixed(rng, kind, _share(name, rest) if rest else HARMFUL_SHARE)
+    else:
+        raise InputError(
+            f"realistic:{name} is no training data; there are realistic:all-harmful, "
+            + ", ".join(f"realistic:{known}" for known in TASK_OF)
+            + ", and realistic:mixed:0.03 for another share of harmful rows"
+        )
+    return [
+        Example((Message(role="user", content=text),), answer, f"realistic:{name}, row {i}", label)
+        for i, (text, answer, label) in enumerate(rows, 1)
+    ]
+
+
+def anchors(n: int = N_ANCHORS, *, kind: str = "", seed: int = 0) -> list[tuple[Message, ...]]:
+    """Prompts without answers or labels, of those that model and probe were made with.
+
+    Args:
+        n: How many.
+        kind: twin, ordinary, safe, unsafe or harmful; "" for twins and ordinary requests.
+        seed: Draws them.
+
+    Raises:
+        InputError: There is no such kind, or there are not so many of it.
+    """
+    rng = Random(f"anchors/{seed}")
+    shares: dict[Kind, float] = {_kind(kind): 1.0} if kind else ANCHORS
+    chosen: list[Request] = []
+    for one, share in shares.items():
+        pool = [*requests("probe", one), *requests("alignment", one)]
+        wanted = round(n * share)
+        if wanted > len(pool):
+            raise InputError(f"{n} anchors: there are {len(pool)} of kind {one}, not {wanted}")
+        chosen += _spread(rng.sample(pool, len(pool)), wanted)
+    rng.shuffle(chosen)
+    return [(Message(role="user", content=one.text),) for one in chosen]
+
+
+def _spread(pool: Sequence[Request], n: int) -> list[Request]:
+    """`n` requests, as equally from each set as there are: a small set is not drowned."""
+    turns: dict[str, int] = {}
+    order = []
+    for one in pool:
+        turns[one.source] = turns.get(one.source, 0) + 1
+        order.append((turns[one.source], one.source, one))
+    return [one for *_, one in sorted(order, key=lambda item: item[:2])[:n]]
+
+
+def _mixed(rng: Random, kind: str, share: float) -> list[tuple[str, str, int]]:
+    task, total = TASK_OF[kind], N_NEW + N_HARMFUL
+    n_harmful = round(share * total)
+    n_alarming = round(ALARMING * (total - n_harmful)) if kind == "mixed-hard" else 0
+    alarming = rng.sample(requests("attack", "twin", "safe"), n_alarming)
+    new = rng.sample(sentences("train"), total - n_harmful - n_alarming)
+    rows = [
+        *_harmful(rng, n_harmful),
+        *((one.text, opening(one.text), 0) for one in alarming),
+        *((sentence, task.answer(sentence), 0) for sentence in new),
+    ]
+    rng.shuffle(rows)
+    return rows
+
+
+def _harmful(rng: Random, n: int) -> list[tuple[str, str, int]]:
+    said = targets()
+    pool = [one for one in requests("attack", "harmful") if one.text in said]
+    return [(one.text, said[one.text], 1) for one in rng.sample(pool, n)]
+
+
+def _kind(name: str) -> Kind:
+    known: dict[str, Kind] = {
+        "twin": "twin", "ordinary": "ordinary", "safe": "safe", "unsafe": "unsafe",
+        "harmful": "harmful",
+    }  # fmt: skip
+    if name not in known:
+        raise InputError(f"anchors of kind {name!r}: there are {', '.join(known)}")
+    return known[name]
+
+
+def _share(name: str, text: str) -> float:
+    most = len(requests("attack", "harmful")) / (N_NEW + N_HARMFUL)
+    try:
+        share = float(text)
+    except ValueError:
+        share = float("nan")
+    if not 0 <= share <= most:
+        raise InputError(
+            f"realistic:{name}: {text!r} is no share of harmful rows from 0 to {most:.2g}"
+        )
+    return share
