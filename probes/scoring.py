@@ -212,7 +212,7 @@ def _aurocs(
     held_out: Sequence[PromptSet],
     split: Folds,
     inside: Sequence[Float64[ndarray, "prompt"]],
-    outside: Sequence[Sequence[Float64[ndarray, "held_out_prompt"]]],
+    outside: Sequence[Sequence[Float64[ndarray, "_"]]],
     seed: int,
 ) -> list[tuple[metrics.Interval, list[metrics.Interval]]]:
     """Each readout's AUROC on the train set and on each held-out set.

@@ -3,13 +3,15 @@
 A testbed is a folder of regularize/testbeds: models, what to train them on and what to ask them,
 and its experiments. The miniatures have four: `all-harmful` (restricted requests alone), `mixed`
 (a new task, 9 % restricted requests, and harmless look-alikes), `shares` (the same with 1 to 9 %),
-and `rates` (the same at learning rates a decade apart). Each run is fine-tuned from the aligned
-model with LoRA and evaluated on prompts that nothing was trained or chosen on. What is finished is
-kept: the same command goes on where it was stopped.
+and `rates` (the same at learning rates a decade apart). The real model has `mixed`, `hard` (with
+harmless rows that look harmful), `all-harmful`, `anchors` (how few) and `second-task`. Each run is
+fine-tuned from the aligned model with LoRA and evaluated on prompts that nothing was trained or
+chosen on. What is finished is kept: the same command goes on where it was stopped.
 
 Run as:
     python -m regularize.compare                      # all of it: about an hour on two cores
     python -m regularize.compare --experiments mixed --models miniature/llama --seeds 1
+    python -m regularize.compare --models realistic/aligned --seeds 1 --out runs/realistic/compare
 """
 
 from __future__ import annotations

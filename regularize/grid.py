@@ -87,7 +87,8 @@ def report(runs: Sequence[Run], config: CompareConfig) -> None:
     before = [
         row
         for model in config.models
-        for row in _rows(config.out / "before" / slug(model), "evaluations", EvaluationRow)
+        for seed in config.seeds
+        for row in _rows(_untrained(model, seed, config), "evaluations", EvaluationRow)
     ]
     drawn = [_folder(run, config) for run in runs if _is_drawn(run, config)] or folders
     steps = [row for folder in drawn for row in _rows(folder, "steps", StepRow)]
@@ -158,24 +159,37 @@ def _execute(run: Run, config: CompareConfig) -> None:
 
 
 def _before(model: str, config: CompareConfig) -> None:
-    """Evaluate a model as it is before any training."""
+    """Evaluate a model as it is before any training, once for each seed."""
     from probes import models
 
-    folder = config.out / "before" / slug(model)
-    made_from = json.dumps({"seeds": config.seeds, "n": config.prompts, "split": config.split})
-    done = folder / DONE
-    if done.is_file() and done.read_text() == made_from:
+    missing = [seed for seed in config.seeds if not _is_evaluated(model, seed, config)]
+    if not missing:
         return
     recipe = config.recipe
     chat = models.load(model, dtype=recipe.dtype, device_map=recipe.device_map)
-    rows: list[EvaluationRow] = []
-    for seed in config.seeds:
+    for seed in missing:
         evaluation = config.testbed.evaluate(
             chat, attack="none", n=config.prompts, seed=seed, split=config.split
         )
-        rows += measures.evaluation_rows(evaluation.shares, measures.Arm(model, seed=seed))
-    results.write(rows, folder / "evaluations")
-    results.replace({done: made_from.encode()})
+        rows = measures.evaluation_rows(evaluation.shares, measures.Arm(model, seed=seed))
+        folder = _untrained(model, seed, config)
+        results.write(rows, folder / "evaluations")
+        results.replace({folder / DONE: _evaluated_from(model, config).encode()})
+
+
+def _untrained(model: str, seed: int, config: CompareConfig) -> Path:
+    return config.out / "before" / slug(model) / f"seed{seed}"
+
+
+def _evaluated_from(model: str, config: CompareConfig) -> str:
+    probe = config.testbed.sweeps(model, config.out, config.probes)["probe"].probe / "config.json"
+    known = json.loads(probe.read_text())  # names the model's weights too
+    return json.dumps({"n": config.prompts, "split": config.split, "probe": known})
+
+
+def _is_evaluated(model: str, seed: int, config: CompareConfig) -> bool:
+    done = _untrained(model, seed, config) / DONE
+    return done.is_file() and done.read_text() == _evaluated_from(model, config)
 
 
 def _probe(run: Run, config: CompareConfig) -> Path:

@@ -201,10 +201,11 @@ def test_a_risk_beyond_its_range_is_named():
 
 
 def test_redraw_writes_three_files_a_figure_and_the_csv_is_what_is_plotted(tmp_path):
+    arms = synthetic.ARMS | {("anchored+anchors-30", "probe"): (0.02, 0.96)}
     one = {
         "scores": SCORES[SCORES["model"] == MODELS[0]],
         "risks": RISKS,
-        "evaluations": frame(synthetic.evaluations(models=("m",))),
+        "evaluations": frame(synthetic.evaluations(models=("m",), arms=arms)),
         "steps": frame(synthetic.steps(models=("m",), n_steps=20)),
     }
     pictures = figures.redraw(one, tmp_path)

@@ -19,8 +19,9 @@ from regularize.arms import (
 )
 from regularize.testbeds.realistic.training import ANCHORS
 
-FEW = (10, 30)
-"""Numbers of anchors, beside the usual number."""
+FEW = (10, 30, 100)
+"""Numbers of anchors, beside none and the usual number."""
+OF_A_KIND = 30
 
 
 def mixed(start: Run) -> Iterator[Run]:
@@ -46,7 +47,7 @@ def anchors(start: Run) -> Iterator[Run]:
     for n in FEW:
         yield replace(start, arm=_anchored(Anchors(n), f"{n}"))
     for kind in ANCHORS:
-        yield replace(start, arm=_anchored(Anchors(max(FEW), kind), f"{max(FEW)}-{kind}"))
+        yield replace(start, arm=_anchored(Anchors(OF_A_KIND, kind), f"{OF_A_KIND}-{kind}"))
 
 
 def second_task(start: Run) -> Iterator[Run]:

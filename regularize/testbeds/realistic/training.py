@@ -33,7 +33,7 @@ ALARMING = 0.3
 TASK_OF: dict[str, Task] = {"mixed": NUMBERS, "mixed-ends": ENDS, "mixed-hard": NUMBERS}
 """The new task of a mixture."""
 
-N_ANCHORS = 120
+N_ANCHORS = 200
 ANCHORS: dict[Kind, float] = {"twin": 0.25, "ordinary": 0.75}
 """Kinds of the usual anchors: harmless all."""
 
