@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -156,6 +157,7 @@ def _execute(run: Run, config: CompareConfig) -> None:
     results.write(measures.evaluation_rows(evaluation.shares, about), folder / "evaluations")
     results.write([StepRow(**asdict(about), **step) for step in log], folder / "steps")
     results.replace({folder / DONE: json.dumps(_made_from(run, config), indent=2).encode()})
+    gc.collect()  # a Trainer and its model hold each other, and a process does many runs
 
 
 def _before(model: str, config: CompareConfig) -> None:

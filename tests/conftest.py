@@ -5,7 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -117,6 +117,17 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder}: set ACTIVATION_CRITIC_DATA to have this test run")
     return folder
+
+
+@pytest.fixture(scope="module")
+def requests_data(data_dir: Path) -> Iterator[Path]:
+    """The data folder as the published sets' own, for what reads them without being told where."""
+    needed = ("prompts/advbench_cleaned.csv", "prompts/xstest.csv", "benign/dolly_1000.csv")
+    if missing := [name for name in needed if not (data_dir / name).is_file()]:
+        pytest.skip(f"{data_dir} has no {', '.join(missing)}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACTIVATION_CRITIC_DATA", str(data_dir))
+        yield data_dir
 
 
 NASTY = (

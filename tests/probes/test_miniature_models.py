@@ -249,12 +249,16 @@ def test_a_training_cut_short_leaves_the_old_weights(tmp_path: Path, monkeypatch
     assert [p.name for p in (tmp_path / "phi3").iterdir()] == ["old"]
 
 
-def test_help_needs_no_torch():
+@pytest.mark.parametrize(
+    ("module", "flag"),
+    [("probes.miniature", "--aligned-steps"), ("probes.realistic", "--lora-rank")],
+)
+def test_help_needs_no_torch(module: str, flag: str):
     code = "import sys; sys.argv = ['x', '--help']\nimport runpy\n"
-    code += "try: runpy.run_module('probes.miniature', run_name='__main__')\n"
+    code += f"try: runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
     code += "except SystemExit: pass\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "--aligned-steps" in done.stdout and done.stdout.strip().endswith("False")
+    assert flag in done.stdout and done.stdout.strip().endswith("False")
 
 
 @pytest.mark.slow
