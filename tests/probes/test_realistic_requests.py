@@ -14,7 +14,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from probes import prompts
@@ -40,6 +40,7 @@ from probes.realistic.requests import (
 from probes.realistic.tasks import ENDS, NUMBERS, TASKS, sentences
 from regularize.detectors.phrases import refuses
 
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 KINDS, PARTS = get_args(Kind), get_args(Part)
 SPLITS: dict[str, tuple[Part, tuple[Kind, ...]]] = {
     "probe": ("probe", KINDS),
@@ -216,6 +217,7 @@ def test_answers_by_example(task, asked: str, answer: str) -> None:
     assert not task.correct(asked, "") and not task.correct(asked, "I can't help with that.")
 
 
+@unhurried
 @given(asked=sentence)
 def test_the_numbers_are_all_digits_in_order(asked: str) -> None:
     answer = NUMBERS.answer(asked)
@@ -227,6 +229,7 @@ def test_the_numbers_are_all_digits_in_order(asked: str) -> None:
         at = asked.index(part[1:], at) + len(part[1:])
 
 
+@unhurried
 @given(asked=sentence)
 def test_the_ends_are_the_first_word_and_the_last(asked: str) -> None:
     first, last = ENDS.answer(asked).split(" / ")
@@ -235,6 +238,7 @@ def test_the_ends_are_the_first_word_and_the_last(asked: str) -> None:
     assert first[0].isalnum()
 
 
+@unhurried
 @given(asked=sentence)
 def test_the_form_of_a_task_is_its_own(asked: str) -> None:
     for task in TASKS.values():
@@ -321,6 +325,7 @@ def test_how_help_opens(asked: str, said: str) -> None:
     assert opening(asked) == said
 
 
+@unhurried
 @given(asked=st.text(max_size=80))
 def test_any_request_has_an_opening(asked: str) -> None:
     said = opening(asked)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -98,7 +98,7 @@ def test_texts_whose_tokens_are_kept_are_encoded_as_before(pair: Pair) -> None:
         assert [pair.ids[new] for new in pair.small(text).input_ids] == pair.whole(text).input_ids
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     words=st.lists(
         st.sampled_from([word for text in TEXTS for word in text.split(" ")]) | st.text(max_size=4)
@@ -144,7 +144,7 @@ def test_it_is_small(pair: Pair) -> None:
 # Any other text
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(text=st.text(max_size=60) | st.text(alphabet="aäßé😀𝔘 \n\t中<x0>", max_size=30))
 def test_any_text_survives(pair: Pair, text: str) -> None:
     """In smaller pieces where it has to."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -390,6 +390,7 @@ def test_the_probability_of_compliance_is_what_the_model_gives_it(chat: ChatMode
 # The mean and its interval
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(values=st.lists(st.floats(0, 1), min_size=2, max_size=30))
 def test_the_mean_lies_in_students_interval(values: list[float]) -> None:
     found = measures.mean("p", values)
