@@ -23,7 +23,7 @@ from probes.prompts import Message
 from probes.realistic.answers import reply
 from probes.realistic.recipe import Recipe
 from probes.realistic.requests import Kind, Request, requests
-from probes.rendering import answered_ids, render
+from probes.rendering import answered_ids, render, template_hash
 
 IGNORE = -100
 MADE_FROM = "alignment.json"
@@ -51,6 +51,7 @@ def align(base: ChatModel, out: Path, recipe: Recipe) -> None:
         "recipe": asdict(recipe),
         "repeats": REPEATS,
         "base": models.weights_fingerprint(base.model),
+        "template": template_hash(base.tokenizer),
     }
     written = json.dumps(made_from, indent=2)
     done = out / MADE_FROM

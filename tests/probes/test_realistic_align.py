@@ -115,6 +115,7 @@ def batch() -> dict[str, Tensor]:
 def test_the_loss_is_the_weighted_mean_over_the_answers_tokens(
     family: str, first: float, adapter: bool
 ) -> None:
+    torch.manual_seed(0)  # the adapter's first weights
     model: Any = make_model(family)
     if adapter:
         model = get_peft_model(model, LoraConfig(target_modules="all-linear"))
@@ -136,13 +137,13 @@ def test_the_loss_is_the_weighted_mean_over_the_answers_tokens(
     assert ours.item() == pytest.approx(naive.item(), rel=1e-5)
     wanted = gradient(naive)
     assert float((our_gradient - wanted).norm() / wanted.norm()) < 1e-4
-    # Positive control: without the shift or the weight it is another.
+    # Positive control: without the shift or the weight it is another, by ten tolerances.
     assert float(by_hand(logits.roll(-1, 1), inputs["labels"], first)) != pytest.approx(
-        ours.item(), rel=1e-2
+        ours.item(), rel=1e-4
     )
     if first > 1:
         unweighted = by_hand(logits, inputs["labels"], 1.0)
-        assert float(unweighted) != pytest.approx(ours.item(), rel=1e-3)
+        assert float(unweighted) != pytest.approx(ours.item(), rel=1e-4)
 
 
 # Rows
