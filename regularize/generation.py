@@ -97,13 +97,9 @@ def _generate(
 ) -> list[str]:
     """Answers to prompts that are padded on the left, so that all of them end in one column."""
     device = input_device(chat.model)
-    width = max(len(row.ids) for row in rows)
     pad = pad_id(chat.tokenizer)
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row.ids) :] = torch.tensor(row.ids)
-        mask[i, width - len(row.ids) :] = 1
+    ids, mask = padded(rows, pad)
+    width = ids.shape[1]
     stops = _stops(chat)
     config = GenerationConfig(
         max_new_tokens=new,
@@ -129,6 +125,17 @@ def _generate(
         )
         for answer in made[:, width:].tolist()
     ]
+
+
+def padded(rows: Sequence[Rendered], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask [batch, token], padded on the left, so that all prompts end in one column."""
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row.ids) :] = torch.tensor(row.ids)
+        mask[i, width - len(row.ids) :] = 1
+    return ids, mask
 
 
 def _stops(chat: ChatModel) -> list[int]:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from probes.blocks import position_ids
 from probes.errors import InputError
 from regularize.losses import Head
 
@@ -95,8 +96,9 @@ def decode(
 ) -> Float[Tensor, "batch token d_model"]:
     """Last hidden states, after the final norm, without the head."""
     decoder: Any = base.get_decoder()
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    found = decoder(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    found = decoder(
+        input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
+    )
     return cast(Tensor, found.last_hidden_state)
 
 
@@ -121,7 +123,7 @@ class Capture:
         model(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            position_ids=position_ids(mask),
             use_cache=False,
             **(none if self._keep else {}),
         )

@@ -25,7 +25,7 @@ from probes.prompts.self_instruct import first
 if TYPE_CHECKING:  # the list of prompt sets needs no arrays
     import numpy as np
 
-Kind = Literal["harmful", "twin", "unsafe", "safe", "ordinary"]
+Kind = Literal["twin", "ordinary", "safe", "unsafe", "harmful"]
 Part = Literal["alignment", "probe", "attack", "test"]
 
 FOLDS: Mapping[Part, int] = {"alignment": 6, "probe": 2, "attack": 2, "test": 2}
@@ -48,6 +48,8 @@ class Source(NamedTuple):
     split: str | None
     kinds: Mapping[int, Kind]
     """By label."""
+    text: Callable[[Row], str] | None = None
+    """What is asked, where it is not the set's own prompt."""
     answer: Callable[[Row], str] | None = None
     """What the set itself has for an answer, if anything."""
 
@@ -55,11 +57,15 @@ class Source(NamedTuple):
 SOURCES = (
     Source("advbench-twins", None, {1: "harmful", 0: "twin"}),
     Source("xstest", None, {1: "unsafe", 0: "safe"}),
-    Source("dolly", None, {0: "ordinary"}, lambda row: str(row["response"])),
-    Source(
-        "self-instruct", "user-oriented", {0: "ordinary"}, lambda row: str(first(row)["output"])
+    Source(  # a question without the text that it may be about
+        "dolly", None, {0: "ordinary"},
+        text=lambda row: str(row["instruction"]), answer=lambda row: str(row["response"]),
     ),
-)
+    Source(
+        "self-instruct", "user-oriented", {0: "ordinary"},
+        answer=lambda row: str(first(row)["output"]),
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,7 @@ def _rows(source: Source) -> Iterator[_Read]:
             return
         prompt = named.to_prompt(row, part, source=source.set, group=None)
         yield _Read(
-            str(row["instruction"]) if source.set == "dolly" else prompt.text,
+            source.text(row) if source.text else prompt.text,
             source.kinds[prompt.label],
             source.set,
             f"{source.set}/{prompt.group}",

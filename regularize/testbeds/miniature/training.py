@@ -20,6 +20,7 @@ from probes.miniature.splits import LOOK_ALIKES, split_of
 from probes.miniature.tasks import utility
 from probes.prompts import Message
 from regularize.data import Example
+from regularize.testbeds._rows import examples, share
 from regularize.testbeds.miniature.parts import part
 
 N_HARMFUL = 100
@@ -45,21 +46,17 @@ def training(name: str, *, seed: int = 0) -> list[Example]:
     if kind == "all-harmful" and not rest:
         rows = _distinct(N_HARMFUL, lambda: _harmful(rng))
     elif kind == "mixed":
-        rows = _mixed(rng, _share(name, rest) if rest else HARMFUL_SHARE)
+        rows = _mixed(
+            rng, share(f"miniature:{name}", rest, 1 - LOOK_ALIKE_SHARE) if rest else HARMFUL_SHARE
+        )
     else:
         raise InputError(
             f"miniature:{name} is no training data; there are miniature:all-harmful and "
             "miniature:mixed, or miniature:mixed:0.03 for another share of harmful rows"
         )
-    return [
-        Example(
-            (Message(role="user", content=row.text),),
-            row.answer,
-            f"miniature:{name}, row {i}",
-            label=int(row.restricted),
-        )
-        for i, row in enumerate(rows, 1)
-    ]
+    return examples(
+        f"miniature:{name}", ((row.text, row.answer, int(row.restricted)) for row in rows)
+    )
 
 
 def anchors(n: int = N_ANCHORS, *, kind: str = "", seed: int = 0) -> list[tuple[Message, ...]]:
@@ -118,16 +115,3 @@ def _distinct(n: int, draw: Callable[[], Row]) -> list[Row]:
         row = next(stream)
         rows.setdefault(row.text, row)
     return list(rows.values())
-
-
-def _share(name: str, text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = float("nan")
-    if not 0 <= share <= 1 - LOOK_ALIKE_SHARE:
-        raise InputError(
-            f"miniature:{name}: {text!r} is no share of harmful rows from 0 to "
-            f"{1 - LOOK_ALIKE_SHARE:g}"
-        )
-    return share

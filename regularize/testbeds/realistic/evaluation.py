@@ -8,12 +8,12 @@ hides drift, so that the probability of the compliant first token is reported to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from random import Random
 
-import torch
-
+from probes.blocks import input_device, position_ids, reading
+from probes.capture import pad_id
 from probes.errors import InputError
 from probes.models import ChatModel
 from probes.prompts import Message
@@ -22,7 +22,7 @@ from probes.realistic.requests import Kind, Part, requests
 from probes.realistic.tasks import NUMBERS, sentences
 from probes.rendering import answered_ids, render
 from regularize import detectors, measures
-from regularize.generation import answers
+from regularize.generation import answers, padded
 from regularize.measures import Share
 from regularize.outcomes import Outcome
 from regularize.testbeds import Split
@@ -78,7 +78,7 @@ class Evaluation:
 
     def records(self) -> list[dict[str, object]]:
         """One an answer."""
-        return [{name: getattr(one, name) for name in Answered.__slots__} for one in self.answered]
+        return [asdict(one) for one in self.answered]
 
     def _of(self, kind: str) -> list[Answered]:
         return [one for one in self.answered if one.kind == kind]
@@ -118,32 +118,22 @@ def evaluate_realistic(
     )  # fmt: skip
 
 
-@torch.no_grad()
 def compliance_probability(
     chat: ChatModel, prompts: Sequence[str], *, batch_size: int = 64
 ) -> list[float]:
     """Probability of the token that help begins with, right after each prompt."""
-    from probes.blocks import input_device, reading
-    from probes.capture import pad_id
-
-    rows = [list(render(chat.tokenizer, _chat(text)).ids) for text in prompts]
-    token = _opening_token(chat)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    rows = [render(chat.tokenizer, _chat(text)) for text in prompts]
+    token, device, pad = _opening_token(chat), input_device(chat.model), pad_id(chat.tokenizer)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     found = [0.0] * len(rows)
     with reading(chat.model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            width = max(len(rows[i]) for i in chosen)
-            ids = torch.full((len(chosen), width), pad_id(chat.tokenizer))
-            mask = torch.zeros_like(ids)
-            for at, i in enumerate(chosen):  # on the left, so that all end in one column
-                ids[at, width - len(rows[i]) :] = torch.tensor(rows[i])
-                mask[at, width - len(rows[i]) :] = 1
-            device = input_device(chat.model)
+            ids, mask = padded([rows[i] for i in chosen], pad)
             logits = chat.model(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
-                position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(device),
+                position_ids=position_ids(mask).to(device),
                 logits_to_keep=1,
                 use_cache=False,
             ).logits[:, -1]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
+from typing import cast, get_args
 
 from probes.errors import InputError
 from probes.prompts import Message
@@ -21,6 +22,7 @@ from probes.realistic.answers import opening
 from probes.realistic.requests import Kind, Request, requests, targets
 from probes.realistic.tasks import ENDS, NUMBERS, Task, sentences
 from regularize.data import Example
+from regularize.testbeds._rows import examples, share
 
 N_NEW = 300
 """Harmless rows of a mixture."""
@@ -49,17 +51,15 @@ def training(name: str, *, seed: int = 0) -> list[Example]:
     if kind == "all-harmful" and not rest:
         rows = _harmful(rng, N_ALL_HARMFUL)
     elif kind in TASK_OF:
-        rows = _mixed(rng, kind, _share(name, rest) if rest else HARMFUL_SHARE)
+        most = len(requests("attack", "harmful")) / (N_NEW + N_HARMFUL)
+        rows = _mixed(rng, kind, share(f"realistic:{name}", rest, most) if rest else HARMFUL_SHARE)
     else:
         raise InputError(
             f"realistic:{name} is no training data; there are realistic:all-harmful, "
             + ", ".join(f"realistic:{known}" for known in TASK_OF)
             + ", and realistic:mixed:0.03 for another share of harmful rows"
         )
-    return [
-        Example((Message(role="user", content=text),), answer, f"realistic:{name}, row {i}", label)
-        for i, (text, answer, label) in enumerate(rows, 1)
-    ]
+    return examples(f"realistic:{name}", rows)
 
 
 def anchors(n: int = N_ANCHORS, *, kind: str = "", seed: int = 0) -> list[tuple[Message, ...]]:
@@ -76,9 +76,9 @@ def anchors(n: int = N_ANCHORS, *, kind: str = "", seed: int = 0) -> list[tuple[
     rng = Random(f"anchors/{seed}")
     shares: dict[Kind, float] = {_kind(kind): 1.0} if kind else ANCHORS
     chosen: list[Request] = []
-    for one, share in shares.items():
+    for one, part in shares.items():
         pool = [*requests("probe", one), *requests("alignment", one)]
-        wanted = round(n * share)
+        wanted = round(n * part)
         if wanted > len(pool):
             raise InputError(f"{n} anchors: there are {len(pool)} of kind {one}, not {wanted}")
         chosen += _spread(rng.sample(pool, len(pool)), wanted)
@@ -118,23 +118,6 @@ def _harmful(rng: Random, n: int) -> list[tuple[str, str, int]]:
 
 
 def _kind(name: str) -> Kind:
-    known: dict[str, Kind] = {
-        "twin": "twin", "ordinary": "ordinary", "safe": "safe", "unsafe": "unsafe",
-        "harmful": "harmful",
-    }  # fmt: skip
-    if name not in known:
-        raise InputError(f"anchors of kind {name!r}: there are {', '.join(known)}")
-    return known[name]
-
-
-def _share(name: str, text: str) -> float:
-    most = len(requests("attack", "harmful")) / (N_NEW + N_HARMFUL)
-    try:
-        share = float(text)
-    except ValueError:
-        share = float("nan")
-    if not 0 <= share <= most:
-        raise InputError(
-            f"realistic:{name}: {text!r} is no share of harmful rows from 0 to {most:.2g}"
-        )
-    return share
+    if name not in get_args(Kind):
+        raise InputError(f"anchors of kind {name!r}: there are {', '.join(get_args(Kind))}")
+    return cast(Kind, name)
