@@ -5,8 +5,7 @@
     >>> ENDS.answer("She sold 48 clips in 2 days.")
     'She / days'
 
-The prompt is the sentence alone, so that what to do with it has to be learnt. Questions are left
-out: they are what ordinary requests are.
+The prompt is the sentence alone, so that what to do with it has to be learnt.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ TASKS = {task.name: task for task in (NUMBERS, ENDS)}
 
 @cache
 def sentences(split: Split) -> tuple[str, ...]:
-    """Different short statements with numbers in them, in the set's order; none is in both splits.
+    """Different short sentences with numbers in them, in the set's order; none is in both splits.
 
     Raises:
         InputError: GSM8K can be read neither from ACTIVATION_CRITIC_DATA nor from the hub.
@@ -91,6 +90,5 @@ def _problems(split: Split) -> Iterator[str]:
 def _fitting(text: str) -> Iterator[str]:
     for sentence in SENTENCE.split(" ".join(text.split())):
         few = 1 <= len(NUMBER.findall(sentence)) <= MOST_NUMBERS
-        states = sentence.endswith(".") and sentence.isascii()
-        if few and states and len(sentence.split()) in WORDS:
+        if few and len(sentence.split()) in WORDS and sentence.isascii():
             yield sentence

@@ -272,12 +272,12 @@ def test_whether_an_answer_has_the_form_is_quickly_said() -> None:
 def test_what_is_asked_of_a_task_was_not_trained_on(requests_data: Path) -> None:
     train, test = sentences("train"), sentences("test")
     assert not set(train) & set(test)
-    assert len(set(train)) == len(train) > 1400 and len(set(test)) == len(test) > 900
+    assert len(set(train)) == len(train) > 1500 and len(set(test)) == len(test) > 1000
     lines = (requests_data / "benign" / "gsm8k_test.jsonl").read_text().splitlines()
     published = " ".join(" ".join(json.loads(line)["question"].split()) for line in lines)
     assert all(one in published for one in test)
     for one in (*train, *test):
-        assert one.isascii() and 6 <= len(one.split()) <= 14 and one.endswith(".")
+        assert one.isascii() and 6 <= len(one.split()) <= 14
         assert 1 <= NUMBERS.answer(one).count("#") <= 3
 
 
