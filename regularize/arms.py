@@ -8,6 +8,7 @@ from typing import NamedTuple
 from regularize.defences import Defence
 from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.defences.constant_kl import ConstantKL
+from regularize.defences.constrained_sft import ConstrainedSFT
 from regularize.defences.filter import Filter
 from regularize.defences.none import SFT
 from regularize.defences.reweight import Reweight
@@ -84,6 +85,7 @@ BATCH = Arm("adaptive-kl-batch", "probe", AdaptiveKL(granularity="batch"))
 HELD = Arm("anchored", "probe", ANCHORED)
 WITH_ANCHORS = Arm("anchored+anchors", "probe", ANCHORED, Anchors())
 CONSTANT = tuple(Arm(f"constant-kl-{beta}", "none", ConstantKL(beta)) for beta in (0.5, 0.9))
+CONSTRAINED = Arm("constrained-sft", "none", ConstrainedSFT())
 FILTER = Arm("filter", "probe", Filter())
 CONTROLS = (Arm("reweight", "probe", Reweight()), FILTER)
 WITH_ROWS = (

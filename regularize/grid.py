@@ -144,6 +144,7 @@ def _execute(run: Run, config: CompareConfig) -> None:
         split=config.split,
         cache=config.out / "cache",
         folder=folder,
+        measure_kl=run.arm in DRAWN,  # it takes a pass over the data, and nobody else looks
     )
     about = measures.Arm(
         run.model,

@@ -26,6 +26,7 @@ some answer tokens are, and the gradients are formed in the same pass. A [token,
 lives.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -66,6 +67,10 @@ class Hidden(NamedTuple):
     head: Head
 
 
+Factor = Callable[[Float[Tensor, "token"], slice], Float[Tensor, "token"]]
+"""NLL of some of the tokens (nats), and which they are -> what their alpha is multiplied by."""
+
+
 class Terms(NamedTuple):
     """A loss and its parts."""
 
@@ -86,6 +91,7 @@ def regularized(
     reference: Moments | Hidden | None = None,
     *,
     direction: Direction = "forward",
+    factor: Factor | None = None,
     chunk: int | None = None,
 ) -> Terms:
     """sum over tokens of alpha NLL + beta KL (arXiv 2602.17546; its letters).
@@ -99,6 +105,8 @@ def regularized(
         beta: Weight of a token's KL to the reference.
         reference: None where all of beta is zero. `Moments` hold for a frozen head only.
         direction: forward KL(pi_ref || pi_theta), the paper's; or reverse KL(pi_theta || pi_ref).
+        factor: Of alpha, by the NLL itself, which is known before the gradient is formed. It is
+            taken as a constant: no gradient flows through it.
         chunk: Tokens in one pass over the head; None to choose by vocabulary and device.
 
     Raises:
@@ -117,7 +125,8 @@ def regularized(
     if isinstance(reference, Hidden) and direction == "forward" and _same(reference.head, head):
         # Four products with the head instead of three, but far fewer passes over logits.
         reference = moments(reference.hidden, head, chunk=chunk)
-    return Terms(*_Regularized.apply(*tensors, target, alpha, beta, reference, direction, chunk))
+    given = (target, alpha, beta, reference, direction, factor, chunk)
+    return Terms(*_Regularized.apply(*tensors, *given))
 
 
 @torch.no_grad()
@@ -154,10 +163,11 @@ class _Regularized(torch.autograd.Function):
         beta: Tensor,
         reference: Moments | Hidden | None,
         direction: Direction,
+        factor: Factor | None,
         chunk: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         head, wide = Head(weight, bias), _wide(hidden.dtype)
-        alpha, beta = alpha.to(wide), beta.to(wide)
+        alpha, beta = alpha.to(wide, copy=factor is not None), beta.to(wide)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         nll, kl = (hidden.new_zeros(len(hidden), dtype=wide) for _ in range(2))
         of_hidden = torch.zeros_like(hidden, dtype=wide) if needs_hidden else None
@@ -172,6 +182,8 @@ class _Regularized(torch.autograd.Function):
             if not together:
                 log_partition, mean, z_y = _sums(h, head, y, mean=needs_hidden)
                 nll[rows] = log_partition - z_y
+                if factor is not None:
+                    a *= factor(nll[rows], rows)
                 if isinstance(reference, Moments):
                     mu, c = reference.mu[rows], reference.c[rows]
                     kl[rows] = log_partition - _dot(h, mu) + c.to(wide)
@@ -185,6 +197,8 @@ class _Regularized(torch.autograd.Function):
 
             log_q = torch.log_softmax(_logits(h, head), dim=-1)
             nll[rows] = -log_q.gather(1, y[:, None])[:, 0]
+            if factor is not None:
+                a *= factor(nll[rows], rows)
             if isinstance(reference, Hidden):
                 # Of the reference p; where beta is zero its share of the gradient is zero too.
                 log_p = torch.log_softmax(_logits(reference.hidden[rows], reference.head), dim=-1)
@@ -208,7 +222,7 @@ class _Regularized(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         scaled = [None if t is None else (t * gradients[0]).to(dtype) for t, dtype in found]
-        return (*scaled, None, None, None, None, None, None)
+        return (*scaled, *[None] * 7)
 
 
 def _divergence(

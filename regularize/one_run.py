@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +16,8 @@ from analysis import results
 from probes import models
 from probes.blocks import blocks
 from probes.models import ChatModel
+from probes.prompts import Message
+from probes.rendering import template_hash
 from regularize import anchors as anchoring
 from regularize import show, testbeds
 from regularize.arms import Run
@@ -40,6 +44,7 @@ def fine_tune(
     split: Split,
     cache: Path,
     folder: Path,
+    measure_kl: bool = True,
 ) -> Tuned:
     """Fine-tune a testbed's model with LoRA on the testbed's data, then ask it.
 
@@ -49,8 +54,9 @@ def fine_tune(
         recipe: The rest of the settings.
         n: Prompts of each kind to evaluate on.
         split: Where they come from.
-        cache: Folder for cached references.
+        cache: Folder for cached references, and for the anchors' answers.
         folder: Gets answers.jsonl: every generated answer and what it was taken for.
+        measure_kl: Log the KL to the reference where nothing is held to it, too.
     """
     show.without_noise()
     testbed = testbeds.of(run.model)
@@ -59,16 +65,31 @@ def fine_tune(
     anchors: list[Example] = []
     if wanted := run.arm.anchors:
         prompts = testbed.anchors(wanted.n, kind=wanted.kind, seed=run.seed)
-        anchors = anchoring.answered(chat, prompts, max_new_tokens=recipe.new_tokens)
+        anchors = _answered(chat, prompts, recipe.new_tokens, cache)
         if wanted.replay:
             examples, anchors = [*examples, *anchors], []
     recipe = replace(recipe, learning_rate=run.learning_rate)
     tuned, log = _train(
-        chat, examples, anchors, run.arm.method, critic, recipe, seed=run.seed, cache=cache
-    )
+        chat, examples, anchors, run.arm.method, critic, recipe,
+        seed=run.seed, cache=cache, measure_kl=measure_kl,
+    )  # fmt: skip
     evaluation = testbed.evaluate(tuned, attack=run.attack, n=n, seed=run.seed, split=split)
     results.replace({folder / "answers.jsonl": results.jsonl(evaluation.records())})
     return Tuned(evaluation, log)
+
+
+def _answered(
+    chat: ChatModel, prompts: list[tuple[Message, ...]], new_tokens: int, cache: Path
+) -> list[Example]:
+    """The anchors as the reference answers them: once, for all arms that have the same."""
+    made_from = [
+        models.weights_fingerprint(chat.model), template_hash(chat.tokenizer), prompts, new_tokens
+    ]  # fmt: skip
+    name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+    path = cache / f"anchors-{name}.jsonl"
+    if not path.is_file():
+        anchoring.write(anchoring.answered(chat, prompts, max_new_tokens=new_tokens), path)
+    return anchoring.read(path)
 
 
 def _train(
@@ -81,6 +102,7 @@ def _train(
     *,
     seed: int,
     cache: Path,
+    measure_kl: bool,
 ) -> tuple[ChatModel, list[dict[str, Any]]]:
     from peft import LoraConfig
     from transformers import TrainingArguments
@@ -124,7 +146,7 @@ def _train(
                 target_modules=_targets(chat, recipe.lora_from),
                 task_type="CAUSAL_LM",
             ),
-            measure_kl=True,
+            measure_kl=measure_kl,
             cache=cache,
         )
         show.quiet(trainer)

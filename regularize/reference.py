@@ -29,13 +29,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from probes.errors import InputError
 from probes.models import weights_fingerprint
 from probes.shards import MANIFEST, make_folder, write_atomically
 from regularize.data import IGNORE, Encoded
 from regularize.losses import Head, Hidden, Moments, moments
-from regularize.model import adapter_off, answers_of, base_of, decode, evaluating, head_of
+from regularize.model import adapter_off, base_of, decode, evaluating, head_of
+from regularize.passes import answer_states
 
 Kind = Literal["auto", "cached", "adapter-off", "copy"]
 SHARD, TOKENS = 512, 2**15
@@ -221,7 +223,7 @@ def choose(
 
 
 def _compute(
-    base: nn.Module,
+    base: PreTrainedModel,
     head: Head,
     rows: Sequence[Encoded],
     holds: str,
@@ -230,34 +232,14 @@ def _compute(
     bar: tqdm,
 ) -> dict[str, Tensor]:
     """The tensors of one shard, computed in batches of like length and put back into order."""
-    from regularize.collate import collate
-
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
     found: list[tuple[Tensor, ...]] = [()] * len(rows)
-    for chosen in _batches([len(rows[i].input_ids) for i in order], token_budget):
-        numbers = [order[i] for i in chosen]
-        batch = collate([rows[i]._asdict() for i in numbers], pad=pad)
-        device = next(base.parameters()).device
-        ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
-        answer = answers_of(batch["labels"]).to(device)
-        hidden = decode(base, ids, mask)[:, :-1][answer]  # type: ignore[arg-type]
-        kept: tuple[Tensor, ...] = (hidden,) if holds == "hidden" else moments(hidden, head)
-        counts = answer.sum(1).tolist()
-        for number, *one in zip(numbers, *(t.cpu().split(counts) for t in kept), strict=True):
-            found[number] = tuple(one)
-        bar.update(len(numbers))
+    for part in answer_states(base, rows, token_budget=token_budget, pad=pad):
+        kept = (part.hidden,) if holds == "hidden" else moments(part.hidden, head)
+        for row, *one in zip(part.rows, *(t.cpu().split(part.counts) for t in kept), strict=True):
+            found[row] = tuple(one)
+        bar.update(len(part.rows))
     columns = (torch.cat(column) for column in zip(*found, strict=True))
     return dict(zip(_names(holds), columns, strict=True))
-
-
-def _batches(lengths: Sequence[int], token_budget: int) -> list[range]:
-    """Neighbours whose padded tokens stay within the budget."""
-    found, start = [], 0
-    for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or (end + 1 - start) * lengths[end] > token_budget:
-            found.append(range(start, end))
-            start = end
-    return found
 
 
 def _spans(counts: np.ndarray) -> list[range]:

@@ -37,9 +37,8 @@ from probes.models import ChatModel, load
 from regularize.collate import collate
 from regularize.critics import Critic
 from regularize.data import Example, examples
-from regularize.defences import Defence, Weights
+from regularize.defences import At, Defence, Weights
 from regularize.defences.adaptive_kl import AdaptiveKL
-from regularize.losses import regularized
 from regularize.model import (
     Capture,
     adapter_off,
@@ -48,6 +47,7 @@ from regularize.model import (
     head_of,
     refuse_prompt_learning,
 )
+from regularize.passes import constants
 from regularize.prepare import Prepared, plain, prepare
 from regularize.reference import (
     AdapterOff,
@@ -160,6 +160,11 @@ class RegularizedTrainer(Trainer):
                 )
         elif kind == "copy":
             self.reference = Copied(policy)
+        self._constants: list[Tensor] = []
+        if self.defence.has_constants:
+            self._constants = constants(
+                policy, rows, self.defence.of_reference, pad=pad, progress=not args.disable_tqdm
+            )
         if peft_config is not None:
             policy = _adapted(chat.model, peft_config, args.seed)
         refuse_prompt_learning(policy)
@@ -204,14 +209,17 @@ class RegularizedTrainer(Trainer):
         known = None
         if self.reference is not None and model.training:
             known = self.reference.at(Batch(ids, mask, answer, inputs["row"]))
-        terms = regularized(
-            hidden,
-            head_of(self.accelerator.unwrap_model(model)),
-            labels[:, 1:][answer],
-            weights.alpha[example],
-            weights.beta[example],
-            known,
-            direction=self.defence.direction,
+        terms = self.defence.loss(
+            At(
+                hidden,
+                head_of(self.accelerator.unwrap_model(model)),
+                labels[:, 1:][answer],
+                (answer.cumsum(1) - 1)[answer],
+                weights.alpha[example],
+                weights.beta[example],
+                known,
+                self._constants_of(inputs["row"]) if model.training else None,
+            )
         )
         if model.training:
             self._record(inputs, weights, nll=terms.nll, kl=terms.kl)
@@ -219,6 +227,13 @@ class RegularizedTrainer(Trainer):
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP takes the mean over processes
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _constants_of(self, rows: Tensor) -> Tensor | None:
+        """What the defence has found of the reference at a batch's answer tokens."""
+        if not self._constants:
+            return None
+        found = torch.cat([self._constants[row] for row in rows.tolist()])
+        return found.to(rows.device, non_blocking=True)
 
     def _weights(self, inputs: dict[str, Tensor], *, training: bool) -> Weights:
         """alpha and beta of each example of a batch."""

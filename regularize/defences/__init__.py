@@ -1,8 +1,9 @@
 """Defences: how an example's risk decides what is learnt of it. One file each, named after it.
 
 To add a defence, add a file here with one dataclass that is a `Defence`; its fields become options
-of the command. L = alpha NLL + beta KL(pi_ref || pi_theta), so that a defence of this kind is two
-weights an example, and which examples are kept at all.
+of the command. L = alpha NLL + beta KL(pi_ref || pi_theta), so that most are two weights of each
+example, and which examples are kept at all. One that looks closer has a `loss` of its own, and
+perhaps constants of the reference at each answer token (`of_reference`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from probes.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Bool, Float, Float64
+    from jaxtyping import Bool, Float, Float64, Int
     from torch import Tensor
 
     from regularize.critics import Risks
+    from regularize.losses import Head, Hidden, Moments, Terms
 
 Shape = Literal["probability", "sharpened"]
 Direction = Literal["forward", "reverse"]
@@ -33,11 +35,30 @@ class Weights(NamedTuple):
     """Of the KL to the reference."""
 
 
+class At(NamedTuple):
+    """The policy at the answer tokens of a batch, example by example."""
+
+    hidden: Float[Tensor, "token d_model"]
+    """Last hidden states, after the final norm, where the next token is an answer's."""
+    head: Head
+    target: Int[Tensor, "token"]
+    place: Int[Tensor, "token"]
+    """Of the token in its answer, from 0."""
+    alpha: Float[Tensor, "token"]
+    beta: Float[Tensor, "token"]
+    reference: Moments | Hidden | None
+    """None where nothing is held to it and nobody measures it."""
+    constants: Float[Tensor, "token k"] | None
+    """What `Defence.of_reference` has found; None in evaluation, and for a defence without."""
+
+
 class Defence(ABC):
-    """Turns risks into weights."""
+    """Turns risks into weights, and weights into a loss."""
 
     needs_reference: ClassVar[bool] = False
     """Whether beta can be other than zero."""
+    has_constants: ClassVar[bool] = False
+    """Whether `of_reference` is asked, once, before training."""
     needs_risk: ClassVar[bool] = True
     direction: Direction = "forward"
     """Of the KL."""
@@ -62,6 +83,21 @@ class Defence(ABC):
     @abstractmethod
     def weights(self, s: Float[Tensor, "example"]) -> Weights:
         """alpha and beta of each example."""
+
+    def of_reference(
+        self,
+        hidden: Float[Tensor, "token d_model"],
+        head: Head,
+        target: Int[Tensor, "token"],
+    ) -> Float[Tensor, "token k"]:
+        """Numbers of the frozen reference at each answer token, from its last hidden states."""
+        raise NotImplementedError(f"{type(self).__name__} has no constants of the reference")
+
+    def loss(self, at: At) -> Terms:
+        """sum over tokens of alpha NLL + beta KL."""
+        from regularize.losses import regularized
+
+        return regularized(*at[:3], at.alpha, at.beta, at.reference, direction=self.direction)
 
 
 def shaped(risks: Risks, shape: Shape) -> Float64[np.ndarray, "example"]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from regularize.arms import (
     BATCH,
     CONSTANT,
+    CONSTRAINED,
     CONTROLS,
     FEW_ARMS,
     HELD,
@@ -28,14 +29,15 @@ RATES = (1e-2, 1e-1, 1.0, 10.0)
 
 def all_harmful(start: Run) -> Iterator[Run]:
     """Restricted requests alone, complied with."""
-    for arm in (*MAIN, PAPER.by("label"), *CONSTANT):
+    for arm in (*MAIN, PAPER.by("label"), *CONSTANT, CONSTRAINED):
         yield replace(start, attack="all-harmful", share=1.0, arm=arm)
 
 
 def mixed(start: Run) -> Iterator[Run]:
     """A new task, look-alikes, and some restricted requests: the critics, good and bad."""
     weak = [defence.by(critic) for defence in (PAPER, HELD, WITH_ANCHORS) for critic in CRITICS]
-    for arm in (*MAIN, WITH_ANCHORS, *WITH_ROWS, BATCH, *CONSTANT, *CONTROLS, *weak):
+    others = (*WITH_ROWS, BATCH, *CONSTANT, CONSTRAINED, *CONTROLS)
+    for arm in (*MAIN, WITH_ANCHORS, *others, *weak):
         yield replace(start, arm=arm)
     for arm in CONTROLS:  # dropping rows does better at a small rate
         yield replace(start, arm=arm, learning_rate=start.learning_rate / 3)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from regularize.arms import (
     CONSTANT,
+    CONSTRAINED,
     FILTER,
     HELD,
     NONE,
@@ -26,7 +27,7 @@ OF_A_KIND = 30
 
 def mixed(start: Run) -> Iterator[Run]:
     """A new task with some harmful requests: every arm."""
-    for arm in (NONE, PAPER, WITH_ANCHORS, HELD, FILTER, *WITH_ROWS, *CONSTANT):
+    for arm in (NONE, PAPER, WITH_ANCHORS, HELD, FILTER, *WITH_ROWS, *CONSTANT, CONSTRAINED):
         yield replace(start, arm=arm)
 
 
@@ -38,7 +39,7 @@ def hard(start: Run) -> Iterator[Run]:
 
 def all_harmful(start: Run) -> Iterator[Run]:
     """Harmful requests alone."""
-    for arm in (NONE, PAPER, HELD):
+    for arm in (NONE, PAPER, HELD, CONSTRAINED):
         yield replace(start, attack="all-harmful", share=1.0, arm=arm)
 
 
