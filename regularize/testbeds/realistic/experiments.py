@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from regularize.arms import (
     CONSTANT,
-    CONSTRAINED,
     FILTER,
     HELD,
     NONE,
@@ -27,7 +26,7 @@ OF_A_KIND = 30
 
 def mixed(start: Run) -> Iterator[Run]:
     """A new task with some harmful requests: every arm."""
-    for arm in (NONE, PAPER, WITH_ANCHORS, HELD, FILTER, *WITH_ROWS, *CONSTANT, CONSTRAINED):
+    for arm in (NONE, PAPER, WITH_ANCHORS, HELD, FILTER, *WITH_ROWS, *CONSTANT):
         yield replace(start, arm=arm)
 
 
@@ -39,7 +38,7 @@ def hard(start: Run) -> Iterator[Run]:
 
 def all_harmful(start: Run) -> Iterator[Run]:
     """Harmful requests alone."""
-    for arm in (NONE, PAPER, HELD, CONSTRAINED):
+    for arm in (NONE, PAPER, HELD):
         yield replace(start, attack="all-harmful", share=1.0, arm=arm)
 
 
