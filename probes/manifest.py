@@ -122,7 +122,7 @@ class Manifest:
             tokenizer=tokenizer_hash(chat.tokenizer),
             prompt_set=prompts.name,
             prompts=prompts.hash,
-            sources=_json_hash([prompt.source for prompt in prompts.prompts]),
+            sources=json_hash([prompt.source for prompt in prompts.prompts]),
             max_length=max_length,
             backend=backend.name,
             n_prompts=len(prompts),
@@ -198,7 +198,7 @@ def config_hash(model: PreTrainedModel) -> str:
     values = model.config.to_dict()
     for name in _NOT_THE_MODEL:
         values.pop(name, None)
-    return _json_hash(values)
+    return json_hash(values)
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -210,15 +210,15 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
         rules = json.loads(backend.to_str())
         rules.pop("padding", None)
         rules.pop("truncation", None)
-    return _json_hash({"rules": rules, "special": tokenizer.special_tokens_map})
+    return json_hash({"rules": rules, "special": tokenizer.special_tokens_map})
 
 
-def _json_hash(values: object) -> str:
+def json_hash(values: object) -> str:
+    """sha256 of values as JSON, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def versions_of(*names: str) -> dict[str, str]:
-    """Releases of those that are installed, by name."""
     """Releases of those of the named distributions that are installed."""
     found = {}
     for name in sorted(set(names)):

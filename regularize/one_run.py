@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +13,7 @@ from torch import nn
 from analysis import results
 from probes import models
 from probes.blocks import blocks
+from probes.manifest import json_hash
 from probes.models import ChatModel
 from probes.prompts import Message
 from probes.rendering import template_hash
@@ -44,7 +43,7 @@ def fine_tune(
     split: Split,
     cache: Path,
     folder: Path,
-    measure_kl: bool = True,
+    measure_kl: bool,
 ) -> Tuned:
     """Fine-tune a testbed's model with LoRA on the testbed's data, then ask it.
 
@@ -85,8 +84,7 @@ def _answered(
     made_from = [
         models.weights_fingerprint(chat.model), template_hash(chat.tokenizer), prompts, new_tokens
     ]  # fmt: skip
-    name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
-    path = cache / f"anchors-{name}.jsonl"
+    path = cache / f"anchors-{json_hash(made_from)[:16]}.jsonl"
     if not path.is_file():
         anchoring.write(anchoring.answered(chat, prompts, max_new_tokens=new_tokens), path)
     return anchoring.read(path)

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from probes.errors import InputError
+from probes.manifest import json_hash
 from probes.models import weights_fingerprint
 from probes.shards import MANIFEST, make_folder, write_atomically
 from regularize.data import IGNORE, Encoded
@@ -155,8 +156,7 @@ class Cached(Reference):
             "shard": [SHARD, TOKENS],
             "format": 1,
         }
-        name = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
-        folder = cache / f"reference-{name}"
+        folder = cache / f"reference-{json_hash(manifest)[:16]}"
         make_folder(folder)
         write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
         spans = _spans(counts)

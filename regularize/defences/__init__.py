@@ -2,8 +2,8 @@
 
 To add a defence, add a file here with one dataclass that is a `Defence`; its fields become options
 of the command. L = alpha NLL + beta KL(pi_ref || pi_theta), so that most are two weights of each
-example, and which examples are kept at all. One that looks closer has a `loss` of its own, and
-perhaps constants of the reference at each answer token (`of_reference`).
+example, and which examples are kept at all. One that looks closer has constants of the reference at
+each answer token (`of_reference`), and a `factor` or a whole `loss` of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from regularize.critics import Risks
-    from regularize.losses import Head, Hidden, Moments, Terms
+    from regularize.losses import Factor, Head, Hidden, Moments, Terms
 
 Shape = Literal["probability", "sharpened"]
 Direction = Literal["forward", "reverse"]
@@ -93,11 +93,24 @@ class Defence(ABC):
         """Numbers of the frozen reference at each answer token, from its last hidden states."""
         raise NotImplementedError(f"{type(self).__name__} has no constants of the reference")
 
+    def factor(self, at: At) -> Factor | None:  # noqa: ARG002
+        """Of alpha, by a token's NLL; None for 1."""
+        return None
+
     def loss(self, at: At) -> Terms:
         """sum over tokens of alpha NLL + beta KL."""
         from regularize.losses import regularized
 
-        return regularized(*at[:3], at.alpha, at.beta, at.reference, direction=self.direction)
+        return regularized(
+            at.hidden,
+            at.head,
+            at.target,
+            at.alpha,
+            at.beta,
+            at.reference,
+            direction=self.direction,
+            factor=self.factor(at),
+        )
 
 
 def shaped(risks: Risks, shape: Shape) -> Float64[np.ndarray, "example"]:

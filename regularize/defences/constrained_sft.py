@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from regularize.losses import Head, Terms
+    from regularize.losses import Factor, Head
 
 
 @dataclass(frozen=True)
@@ -69,21 +69,19 @@ class ConstrainedSFT(Defence):
         one = hidden.new_ones(len(hidden))
         return -regularized(hidden, head, target, one, 0 * one).nll[:, None]
 
-    def loss(self, at: At) -> Terms:
-        """sum over tokens of alpha w_t NLL + beta KL."""
+    def factor(self, at: At) -> Factor | None:
+        """w_t; 1 in evaluation, where there is no reference."""
         import torch
 
-        from regularize.losses import regularized
-
         if at.constants is None:
-            return super().loss(at)
+            return None
         b, log_ref = self.b(at.place), at.constants[:, 0]
 
         def w(nll: Tensor, tokens: slice) -> Tensor:
             departed = -nll - log_ref[tokens]
             return 2 * torch.sigmoid(-b[tokens] * departed)
 
-        return regularized(*at[:3], at.alpha, at.beta, at.reference, factor=w)
+        return w
 
     def b(self, place: Int[Tensor, "token"]) -> Float[Tensor, "token"]:
         """b_t by the token's place in its answer, from 0."""

@@ -83,6 +83,7 @@ def test_a_run_is_the_same_twice(tmp_path: Path):
         done = fine_tune(
             run, critic=LabelCritic(), recipe=replace(Miniature.recipe, epochs=1), n=8,
             split="validation", cache=tmp_path / folder, folder=tmp_path / folder,
+            measure_kl=True,
         )  # fmt: skip
         return done.log, done.evaluation.records()
 

@@ -19,8 +19,19 @@ from regularize.defences.constrained_sft import ConstrainedSFT
 from regularize.defences.none import SFT
 from regularize.losses import Head
 from regularize.passes import constants
-from tests.regularize.test_trainer import ORDER, OTHER, SAME, adapted
-from tests.regularize.training import distance, encoded, equal, run, states, tiny, trained
+from tests.regularize.training import (
+    ORDER,
+    OTHER,
+    SAME,
+    adapted,
+    by_hand,
+    distance,
+    encoded,
+    equal,
+    run,
+    states,
+    tiny,
+)
 
 VOCAB, WIDTH = 23, 7
 
@@ -99,31 +110,14 @@ def test_the_place_in_the_answer_counts() -> None:
     assert float((slopes[0] - slopes[1]).abs().max()) > 0.1
 
 
-def naive_training(model: Any, defence: ConstrainedSFT, *, steps: int = 6) -> dict[str, Tensor]:
-    """Row by row, two whole models, the printed loss, SGD by hand, rows in order."""
-    rows, reference = encoded(), tiny()
-    for step in range(steps):
-        total, n_tokens = torch.zeros((), dtype=torch.float64), 0
-        for i in range(4 * step, 4 * step + 4):
-            row = rows[i % len(rows)]
-            ids, labels = torch.tensor(row.input_ids), torch.tensor(row.labels)
-            answer = labels[1:] != IGNORE
-            log_q, log_p = (
-                one(input_ids=ids[None])
-                .logits[0, :-1][answer]
-                .double()
-                .log_softmax(-1)
-                .gather(1, labels[1:][answer][:, None])[:, 0]
-                for one in (model, reference)
-            )
-            total = total + printed(log_q, log_p, b_of([int(answer.sum())], defence))
-            n_tokens += int(answer.sum())
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        slopes = torch.autograd.grad(total / n_tokens, parameters)
-        with torch.no_grad():
-            for parameter, slope in zip(parameters, slopes, strict=True):
-                parameter -= 0.1 * slope
-    return trained(model)
+def naive_training(model: Any, defence: ConstrainedSFT) -> dict[str, Tensor]:
+    """Two whole models and the printed loss."""
+
+    def loss(log_q: Tensor, log_p: Tensor, target: Tensor, _: int) -> Tensor:
+        now, before = (one.gather(1, target[:, None])[:, 0].double() for one in (log_q, log_p))
+        return printed(now, before, b_of([len(target)], defence))
+
+    return by_hand(model, loss)
 
 
 def test_training_goes_the_printed_way(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, GPT2Config, GPT2LMHeadModel, Trainer
 from transformers.trainer_utils import set_seed
@@ -24,8 +23,13 @@ from regularize.defences.none import SFT
 from tests.conftest import make_tokenizer
 from tests.regularize import training
 from tests.regularize.training import (
+    ORDER,
+    OTHER,
     ROWS,
+    SAME,
+    adapted,
     arguments,
+    by_hand,
     distance,
     encoded,
     equal,
@@ -37,59 +41,29 @@ from tests.regularize.training import (
     trainer,
 )
 
-SAME = 2e-5
-"""What fp32's rounding may grow to in a few steps."""
-OTHER = 50 * SAME
-"""What another loss moves parameters by."""
-ORDER = {"train_sampling_strategy": "sequential"}
-
 
 def naive_training(
     model: torch.nn.Module,
     weights: Sequence[tuple[float, float]],
     *,
-    steps: int = 6,
-    batch: int = 4,
     direction: str = "forward",
-    lr: float = 0.1,
-    reference: Any = None,
+    **options: Any,
 ) -> dict[str, Tensor]:
-    """The textbook: row by row, two whole models, full logits, SGD by hand, rows in order."""
-    rows, reference = encoded(), reference or tiny()
-    for step in range(steps):
-        chosen = [(step * batch + i) % len(rows) for i in range(batch)]
-        total, n_tokens = torch.zeros(()), 0
-        for i in chosen:
-            ids, labels = torch.tensor(rows[i].input_ids), torch.tensor(rows[i].labels)
-            answer = labels[1:] != -100
-            log_q, log_p = (
-                one(input_ids=ids[None]).logits[0, :-1][answer].log_softmax(-1)
-                for one in (model, reference)
-            )
-            first, second = (log_p, log_q) if direction == "forward" else (log_q, log_p)
-            kl = (first.exp() * (first - second)).sum()
-            nll = torch.nn.functional.nll_loss(log_q, labels[1:][answer], reduction="sum")
-            alpha, beta = weights[i]
-            total = total + alpha * nll + beta * kl
-            n_tokens += int(answer.sum())
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(total / n_tokens, parameters)
-        with torch.no_grad():
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter -= lr * gradient
-    return trained(model)
+    """The textbook's sum of NLL and KL, by each row's weights."""
+
+    def loss(log_q: Tensor, log_p: Tensor, target: Tensor, row: int) -> Tensor:
+        first, second = (log_p, log_q) if direction == "forward" else (log_q, log_p)
+        kl = (first.exp() * (first - second)).sum()
+        nll = torch.nn.functional.nll_loss(log_q, target, reduction="sum")
+        alpha, beta = weights[row]
+        return alpha * nll + beta * kl
+
+    return by_hand(model, loss, **options)
 
 
 def of_paper(beta_min: float = 0.1, beta_max: float = 0.9) -> list[tuple[float, float]]:
     betas = [beta_min + (beta_max - beta_min) * row["risk"] for row in ROWS]
     return [(1 - beta, beta) for beta in betas]
-
-
-def adapted(model: Any = None) -> Any:
-    """A model with the adapter that a trainer would give it."""
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return get_peft_model(tiny() if model is None else model, lora())
 
 
 # The paper's algorithm, written as a loop

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import set_seed
 
 from regularize.critics.column import ColumnCritic
-from regularize.data import Encoded, encode, examples
+from regularize.data import IGNORE, Encoded, encode, examples
 from regularize.defences import Defence
 from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.trainer import RegularizedTrainer
@@ -31,6 +31,11 @@ ROWS: list[dict[str, Any]] = [
     for i in range(12)
 ]
 """Twelve rows, of risks from 0 to 1."""
+SAME = 2e-5
+"""What fp32's rounding may grow to in a few steps."""
+OTHER = 50 * SAME
+"""What another loss moves parameters by."""
+ORDER = {"train_sampling_strategy": "sequential"}
 
 
 def tiny(family: str = "llama", *, dropout: float = 0.0, **options: Any) -> PreTrainedModel:
@@ -128,3 +133,44 @@ def states(model: nn.Module) -> dict[str, Tensor]:
 def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     """To the last bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def adapted(model: Any = None) -> Any:
+    """A model with the adapter that a trainer would give it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return get_peft_model(tiny() if model is None else model, lora())
+
+
+def by_hand(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor, Tensor, int], Tensor],
+    *,
+    steps: int = 6,
+    batch: int = 4,
+    lr: float = 0.1,
+    reference: Any = None,
+) -> dict[str, Tensor]:
+    """The textbook: row by row, two whole models, full logits, SGD by hand, rows in order.
+
+    `loss`: of log pi_theta and log pi_ref [token, vocab], the answer's tokens, the row's number.
+    """
+    rows, reference = encoded(), reference or tiny()
+    for step in range(steps):
+        chosen = [(step * batch + i) % len(rows) for i in range(batch)]
+        total, n_tokens = torch.zeros(()), 0
+        for i in chosen:
+            ids, labels = torch.tensor(rows[i].input_ids), torch.tensor(rows[i].labels)
+            answer = labels[1:] != IGNORE
+            log_q, log_p = (
+                one(input_ids=ids[None]).logits[0, :-1][answer].log_softmax(-1)
+                for one in (model, reference)
+            )
+            total = total + loss(log_q, log_p, labels[1:][answer], i)
+            n_tokens += int(answer.sum())
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(total / n_tokens, parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter -= lr * gradient
+    return trained(model)
