@@ -3,7 +3,8 @@
 OUT/run.json              the arguments, and the releases of the libraries in use
 OUT/data.jsonl            the training rows with their risk, training data again
 OUT/anchors.jsonl         the anchors, as the reference answers them
-OUT/adapter_*             the adapter (or, with --full, the model), and README.md, its card
+OUT/adapter_*             the adapter (or, with --full or where a defence has changed the weights
+                          before training, the whole model), and README.md, its card
 OUT/steps.{parquet,csv}   loss, NLL, KL, mean risk, mean beta and gradient norm of each step
 OUT/checkpoints/          removed when the run is finished
 OUT/done.json             written last
@@ -34,6 +35,7 @@ from probes.models import ChatModel
 from regularize import anchors, card, data, show
 from regularize.critics import Critic
 from regularize.critics.probe import ProbeCritic
+from regularize.given import given
 from regularize.measures import Arm
 from regularize.plugins import name_of
 from regularize.prepare import Prepared, prepare
@@ -104,6 +106,7 @@ def fine_tune(config: TrainConfig) -> None:
         prepared,
         processing_class=chat.tokenizer,
         defence=config.defence,
+        **given(config.defence, config.given, chat, seed=config.seed),
         peft_config=None if config.full else _lora(config),
         reference=config.reference,
         measure_kl=config.measure_kl,
@@ -131,13 +134,13 @@ def fine_tune(config: TrainConfig) -> None:
 def _evaluation(config: TrainConfig) -> str:
     """The command that evaluates the run."""
     words = ["python -m regularize.evaluate"]
-    words += [f"--model {config.out}"] if config.full else [f"--model {config.model}"]
-    words += [] if config.full else [f"--adapter {config.out} --base"]
+    words += [f"--model {config.out}"] if config.whole else [f"--model {config.model}"]
+    words += [] if config.whole else [f"--adapter {config.out} --base"]
     for name in ("revision", "dtype", "chat_template"):
         value = getattr(config, name)
-        if value not in (None, "auto") and not (config.full and name == "revision"):
+        if value not in (None, "auto") and not (config.whole and name == "revision"):
             words.append(f"--{name.replace('_', '-')} {value}")
-    if config.full or not config.is_miniature:
+    if config.whole or not config.is_miniature:
         words.append("--harmful SET --look-alikes SET --utility TASK")
     return " ".join(words)
 
@@ -292,6 +295,8 @@ def _save(
         return
     # Not by Trainer.save_model, which adds a pickle of its arguments.
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if config.whole and not config.full:
+        model = model.merge_and_unload()
     model.save_pretrained(config.out)
     tokenizer.save_pretrained(config.out)
     steps = trainer.steps()

@@ -23,6 +23,7 @@ from regularize.arms import Run
 from regularize.critics import Critic
 from regularize.data import Example
 from regularize.defences import Defence
+from regularize.given import given
 from regularize.testbeds import Evaluation, Recipe, Split
 
 
@@ -71,6 +72,7 @@ def fine_tune(
     tuned, log = _train(
         chat, examples, anchors, run.arm.method, critic, recipe,
         seed=run.seed, cache=cache, measure_kl=measure_kl,
+        **given(run.arm.method, testbed.given(run.model), chat, seed=run.seed),
     )  # fmt: skip
     evaluation = testbed.evaluate(tuned, attack=run.attack, n=n, seed=run.seed, split=split)
     results.replace({folder / "answers.jsonl": results.jsonl(evaluation.records())})
@@ -101,6 +103,7 @@ def _train(
     seed: int,
     cache: Path,
     measure_kl: bool,
+    **given: Any,
 ) -> tuple[ChatModel, list[dict[str, Any]]]:
     from peft import LoraConfig
     from transformers import TrainingArguments
@@ -146,6 +149,7 @@ def _train(
             ),
             measure_kl=measure_kl,
             cache=cache,
+            **given,
         )
         show.quiet(trainer)
         trainer.train()

@@ -33,22 +33,25 @@ class Prepared(NamedTuple):
     """Whether the defence trains on it at all."""
     anchors: list[Encoded]
     """Prompts answered by the reference."""
+    safe: Sequence[Encoded] = ()
+    """Safe data that are trained on in turns of their own."""
 
     def rows(self) -> list[dict[str, Any]]:
-        """What the trainer reads: the kept examples, then the anchors."""
+        """What the trainer reads: the kept examples, then the anchors, then the safe data."""
         chosen = [
             {**one._asdict(), "risk": float(s), "anchor": False}
             for one, s, kept in zip(self.encoded, self.s, self.kept, strict=True)
             if kept
         ]
         anchors = [{**one._asdict(), "risk": 1.0, "anchor": True} for one in self.anchors]
-        return [{**row, "row": i} for i, row in enumerate([*chosen, *anchors])]
+        safe = [{**one._asdict(), "risk": 0.0, "anchor": False} for one in self.safe]
+        return [{**row, "row": i} for i, row in enumerate([*chosen, *anchors, *safe])]
 
     @property
     def trained_on(self) -> list[Encoded]:
         """The same as ids and labels, in the same order."""
         kept = [one for one, keep in zip(self.encoded, self.kept, strict=True) if keep]
-        return [*kept, *self.anchors]
+        return [*kept, *self.anchors, *self.safe]
 
 
 def plain(

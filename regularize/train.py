@@ -24,7 +24,7 @@ from probes.errors import InputError
 from regularize import critics, defences
 from regularize.critics import Critic
 from regularize.critics.probe import ProbeCritic
-from regularize.defences import Defence
+from regularize.defences import Defence, Need, check_given
 from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.plugins import choices
 
@@ -75,6 +75,15 @@ class TrainConfig:
     """At most so many of them, drawn by the seed."""
     anchor_tokens: int = 256
     """Longest answer to an anchor (tokens)."""
+    base: str | None = None
+    """The model as it was before alignment, for a defence that needs it. Default for a miniature:
+    its own."""
+    safe: str | None = None
+    """Requests answered safely, as rows like those of --data, with label 1 (harmful, refused) or 0
+    (done), for a defence that needs them. Default for a miniature: miniature:safe."""
+    harmful: str | None = None
+    """Harmful requests complied with, none of them in --data, for a defence that needs them.
+    Default for a miniature: miniature:harmful."""
     risk_only: bool = False
     """Show the risks and stop before training."""
     lora: Lora = field(default_factory=Lora)
@@ -128,6 +137,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raise InputError for what cannot work, before anything is loaded."""
         self.defence.check()
+        check_given(self.defence, self.given)
         if self.data is None and not self.is_miniature:
             raise InputError(
                 f"--data names no training rows for {self.model}; give a file such as --data "
@@ -160,6 +170,23 @@ class TrainConfig:
     def is_miniature(self) -> bool:
         """Whether it is a shipped miniature, which brings its own data."""
         return self.model.startswith("miniature/")
+
+    @property
+    def given(self) -> dict[Need, str | None]:
+        """Where what the defence needs beside the data comes from."""
+        own: dict[Need, str | None] = {"base": None, "safe": None, "harmful": None}
+        if self.is_miniature:
+            own = {
+                "base": f"{self.model.removesuffix('-base')}-base",
+                "safe": "miniature:safe",
+                "harmful": "miniature:harmful",
+            }
+        return {need: getattr(self, need) or default for need, default in own.items()}
+
+    @property
+    def whole(self) -> bool:
+        """Whether the result is a whole model, not an adapter."""
+        return self.full or self.defence.changes_start
 
     @property
     def weights(self) -> str:

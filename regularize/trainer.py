@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
@@ -36,13 +37,14 @@ from probes.errors import InputError
 from probes.models import ChatModel, load
 from regularize.collate import collate
 from regularize.critics import Critic
-from regularize.data import Example, examples
-from regularize.defences import At, Defence, Weights
+from regularize.data import Example, encode, examples
+from regularize.defences import At, Defence, Given, Weights, check_given
 from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.model import (
     Capture,
     adapter_off,
     answers_of,
+    base_of,
     check_logits,
     head_of,
     refuse_prompt_learning,
@@ -58,8 +60,10 @@ from regularize.reference import (
     Reference,
     choose,
 )
+from regularize.turns import Turns
 
 STATE = "risk_state.json"
+STEPS = "defence_state.safetensors"
 MEANS = {"nll": "tokens", "kl": "tokens", "risk": "examples", "beta": "examples"}
 """What is logged, and what it is a mean over."""
 LOGGED = ("loss", *MEANS, "grad_norm")
@@ -78,6 +82,9 @@ class RegularizedTrainer(Trainer):
         defence: Defence | None = None,
         critic: Critic | None = None,
         anchors: Sequence[Example] = (),
+        base: PreTrainedModel | None = None,
+        safe: Sequence[Example] = (),
+        harmful: Sequence[Example] = (),
         peft_config: Any = None,
         reference: Kind = "auto",
         measure_kl: bool = False,
@@ -99,6 +106,9 @@ class RegularizedTrainer(Trainer):
             defence: Turns risks into alpha and beta. Default: `AdaptiveKL()`.
             critic: Gives the risks; not needed by a defence that asks for none.
             anchors: Prompts with the reference's own answers (`anchors.answered`): beta = 1.
+            base: The model as it was before alignment, for a defence that needs it.
+            safe: Requests answered safely (label 1: harmful, refused; 0: done), likewise.
+            harmful: Harmful requests complied with, none of the training data, likewise.
             peft_config: An adapter to train (peft), such as `LoraConfig(...)`; None trains the
                 model as it is given, whole or with the adapter that it has.
             reference: cached, adapter-off or copy; auto: cached if there is room on the disk.
@@ -122,6 +132,7 @@ class RegularizedTrainer(Trainer):
                 "--nproc-per-node N`, or show one GPU (CUDA_VISIBLE_DEVICES=0)"
             )
         self.defence = AdaptiveKL() if defence is None else defence
+        check_given(self.defence, {"base": base, "safe": safe, "harmful": harmful})
         chat = _chat(model, processing_class, args)
         policy: nn.Module = chat.model
         # Where Trainer would move it later: risks and reference are computed there, and a copy or
@@ -139,6 +150,16 @@ class RegularizedTrainer(Trainer):
                     anchors=anchors,
                     max_length=max_length,
                 )
+        self.given = Given(chat, base, tuple(safe), tuple(harmful), args.seed)
+        if self.defence.changes_start and base_of(policy) is not policy:
+            raise InputError(
+                f"{type(self.defence).__name__} changes the weights that training starts from: "
+                "merge the adapter into the model first"
+            )
+        self.defence = self.defence.before(self.given)
+        if self.defence.learns_safe:
+            encoded = [encode(one, chat.tokenizer, max_length=max_length) for one in safe]
+            train_dataset = train_dataset._replace(safe=encoded)
         self.prepared = train_dataset
         rows = self.prepared.trained_on
         check_logits(policy, rows[0].input_ids)
@@ -175,6 +196,8 @@ class RegularizedTrainer(Trainer):
         args.remove_unused_columns = False  # risk, anchor and row are ours
         args.prediction_loss_only = True
         self._states = Capture(policy)
+        self._acts = self.defence.steps(policy, self.given)
+        self._micro_batches = 1
         self._step_risk: float | None = None
         self._smoothed: float | None = None
         self._sums: dict[str, Tensor] = {}
@@ -226,6 +249,8 @@ class RegularizedTrainer(Trainer):
         loss = terms.loss / (len(terms.nll) if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP takes the mean over processes
+        if model.training and (penalty := self._acts.penalty()) is not None:
+            loss = loss + penalty / self._micro_batches
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def _constants_of(self, rows: Tensor) -> Tensor | None:
@@ -249,6 +274,8 @@ class RegularizedTrainer(Trainer):
     def get_batch_samples(self, *args: Any, **options: Any) -> Any:
         """All micro-batches of an optimizer step; the step's risk is the mean over its examples."""
         batches, n_items = super().get_batch_samples(*args, **options)
+        self._micro_batches = len(batches)
+        self._acts.begin(self.state.global_step, self.state.max_steps)
         if self.defence.granularity == "batch" and batches:
             chosen = torch.cat([one["risk"][~one["anchor"]].float() for one in batches])
             sums = torch.stack([chosen.sum(), chosen.new_tensor(len(chosen))])
@@ -259,6 +286,25 @@ class RegularizedTrainer(Trainer):
                     s_t = kept * self._smoothed + (1 - kept) * s_t
                 self._step_risk = self._smoothed = s_t
         return batches, n_items
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """Train, and then what the defence does after it."""
+        found = super().train(*args, **options)
+        self.defence.after(self.accelerator.unwrap_model(self.model), self.given)
+        return found
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Rows of one kind a step, where steps take turns."""
+        if not self.prepared.safe:
+            return super()._get_train_sampler(train_dataset)
+        n_safe, args = len(self.prepared.safe), self.args
+        return Turns(
+            len(self.prepared.trained_on) - n_safe,
+            n_safe,
+            step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            turn=self._acts.turn,
+            seed=args.seed,
+        )
 
     def _record(self, inputs: dict[str, Tensor], weights: Weights, **terms: Tensor) -> None:
         """Add to the sums that the next log takes the means of."""
@@ -301,11 +347,15 @@ class RegularizedTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         Path(output_dir, STATE).write_text(json.dumps({"smoothed_risk": self._smoothed}))
+        if state := self._acts.state():
+            save_file(state, Path(output_dir, STEPS))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and (state := Path(checkpoint, STATE)).is_file():
             self._smoothed = json.loads(state.read_text())["smoothed_risk"]
+        if checkpoint is not None and (steps := Path(checkpoint, STEPS)).is_file():
+            self._acts.restore(load_file(steps, device=str(self.args.device)))
 
 
 def _chat(

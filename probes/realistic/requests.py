@@ -13,7 +13,7 @@ a third, and a fourth is for the evaluation alone.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -31,6 +31,9 @@ Part = Literal["alignment", "probe", "attack", "test"]
 FOLDS: Mapping[Part, int] = {"alignment": 6, "probe": 2, "attack": 2, "test": 2}
 """Twelfths of the groups."""
 
+FOLDS_OF_XSTEST: Mapping[Part, int] = {"alignment": 6, "probe": 2, "attack": 1, "test": 3}
+"""Of groups of its prompts alone: there are few, and figures on few say little."""
+
 ALIKE = 0.6
 """Cosine of TF-IDF from which two requests are near-duplicates: AdvBench repeats itself."""
 
@@ -39,6 +42,9 @@ LONGEST = 140
 
 MOST = 1500
 """Rows of a set: Dolly on the hub has ten times as many."""
+
+
+_XSTEST: tuple[Kind, ...] = ("unsafe", "safe")
 
 
 class Source(NamedTuple):
@@ -156,14 +162,18 @@ def _groups(texts: Sequence[str], known: Sequence[str]) -> np.ndarray:
 
 def _parts(kinds: Sequence[Kind], groups: np.ndarray) -> list[Part]:
     """Whole groups, so that each part has its share of each kind."""
+    import numpy as np
     from sklearn.model_selection import StratifiedGroupKFold
 
     folds = StratifiedGroupKFold(sum(FOLDS.values()), shuffle=True, random_state=0)
     split = [fold for _, fold in folds.split(kinds, kinds, groups)]
     split.sort(key=len, reverse=True)  # the largest groups are for alignment
+    ours = np.bincount(groups, [kind not in _XSTEST for kind in kinds]) == 0
+    dealt = [
+        [name for name, n in folds.items() for _ in range(n)] for folds in (FOLDS, FOLDS_OF_XSTEST)
+    ]
     found: list[Part] = ["alignment"] * len(kinds)
-    names: Iterable[Part] = (name for name, n in FOLDS.items() for _ in range(n))
-    for name, rows in zip(names, split, strict=True):
+    for number, rows in enumerate(split):
         for row in rows:
-            found[row] = name
+            found[row] = dealt[int(ours[groups[row]])][number]
     return found

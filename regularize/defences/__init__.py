@@ -4,21 +4,30 @@ To add a defence, add a file here with one dataclass that is a `Defence`; its fi
 of the command. L = alpha NLL + beta KL(pi_ref || pi_theta), so that most are two weights of each
 example, and which examples are kept at all. One that looks closer has constants of the reference at
 each answer token (`of_reference`), and a `factor` or a whole `loss` of its own.
+
+Beside the loss there are three places to act: `before` training, on the model's weights or to find
+something out; at each of its optimizer `steps`; and `after` it, on the trained weights. What a
+defence `needs` for that beside the training data (base model, safe or harmful data) comes `Given`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 from probes.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Bool, Float, Float64, Int
-    from torch import Tensor
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
+    from probes.models import ChatModel
     from regularize.critics import Risks
+    from regularize.data import Example
     from regularize.losses import Factor, Head, Hidden, Moments, Terms
 
 Shape = Literal["probability", "sharpened"]
@@ -52,6 +61,48 @@ class At(NamedTuple):
     """What `Defence.of_reference` has found; None in evaluation, and for a defence without."""
 
 
+Need = Literal["base", "safe", "harmful"]
+Turn = Literal["user", "safe"]
+"""Whose rows an optimizer step is made of: those that are not trusted, or the safe data."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a defence has to work with beside the rows that are not trusted."""
+
+    chat: ChatModel
+    """The aligned model, without an adapter."""
+    base: PreTrainedModel | None = None
+    """The same model before it was aligned."""
+    safe: tuple[Example, ...] = ()
+    """Requests answered as a safe model does: label 1 harmful and refused, 0 harmless and done."""
+    harmful: tuple[Example, ...] = ()
+    """Harmful requests complied with; none of them is in the training data."""
+    seed: int = 0
+
+
+class Steps:
+    """What a defence does at the optimizer steps; this one does nothing."""
+
+    def turn(self, step: int) -> Turn:  # noqa: ARG002
+        """Whose rows a step is made of, from 0 on: by its number alone, for resumed runs."""
+        return "user"
+
+    def begin(self, step: int, steps: int) -> None:
+        """Before a step's first forward pass: `step` of `steps` in all, from 0 on."""
+
+    def penalty(self) -> Float[Tensor, ""] | None:
+        """What is added to the step's loss, once."""
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs of the steps so far."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from a `state`."""
+
+
 class Defence(ABC):
     """Turns risks into weights, and weights into a loss."""
 
@@ -60,6 +111,12 @@ class Defence(ABC):
     has_constants: ClassVar[bool] = False
     """Whether `of_reference` is asked, once, before training."""
     needs_risk: ClassVar[bool] = True
+    needs: ClassVar[tuple[Need, ...]] = ()
+    """What must be given; refused before anything is loaded."""
+    learns_safe: ClassVar[bool] = False
+    """Whether the safe data are trained on beside the others, in the steps whose turn it is."""
+    changes_start: ClassVar[bool] = False
+    """Whether `before` changes the model's weights, so that an adapter alone is not the result."""
     direction: Direction = "forward"
     """Of the KL."""
     granularity: Literal["example", "batch"] = "example"
@@ -93,6 +150,23 @@ class Defence(ABC):
         """Numbers of the frozen reference at each answer token, from its last hidden states."""
         raise NotImplementedError(f"{type(self).__name__} has no constants of the reference")
 
+    def before(self, given: Given) -> Self:  # noqa: ARG002
+        """Act before training: change the aligned model in place, or find something out.
+
+        The risks are read of the model before, the reference policy is the model after it.
+
+        Returns:
+            The defence to train with: this one, or one that knows what was found.
+        """
+        return self
+
+    def steps(self, policy: nn.Module, given: Given) -> Steps:  # noqa: ARG002
+        """What it does at the steps of training `policy`, which has its adapter by now."""
+        return Steps()
+
+    def after(self, policy: nn.Module, given: Given) -> None:  # noqa: B027
+        """Change the trained model in place."""
+
     def factor(self, at: At) -> Factor | None:  # noqa: ARG002
         """Of alpha, by a token's NLL; None for 1."""
         return None
@@ -111,6 +185,28 @@ class Defence(ABC):
             direction=self.direction,
             factor=self.factor(at),
         )
+
+
+def check_given(defence: Defence, given: Mapping[Need, object]) -> None:
+    """Refuse a defence that lacks what it needs, before anything is loaded.
+
+    Args:
+        defence: Any.
+        given: What there is; what is empty or None is not there.
+
+    Raises:
+        InputError: Something is missing; says what, and the option that gives it.
+    """
+    for need in defence.needs:
+        if not given.get(need):
+            raise InputError(f"{type(defence).__name__} needs {_NEEDS[need]}: give --{need}")
+
+
+_NEEDS: dict[Need, str] = {
+    "base": "the model as it was before alignment",
+    "safe": "safe data (harmful requests refused, harmless ones answered; label 1 and 0)",
+    "harmful": "harmful requests complied with, none of them in the training data",
+}
 
 
 def shaped(risks: Risks, shape: Shape) -> Float64[np.ndarray, "example"]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from regularize.arms import Run
     from regularize.critics import Critic
     from regularize.data import Example
+    from regularize.defences import Need
     from regularize.measures import Share
 
 Split = Literal["validation", "test"]
@@ -102,8 +103,21 @@ class Testbed(ABC):
         """By name, in order: from a run on the attack without defence to all runs."""
 
     @abstractmethod
+    def base(self, model: str) -> str:
+        """A model as it was before alignment."""
+
+    def given(self, model: str) -> dict[Need, str]:
+        """Where what defences need comes from."""
+        return {
+            "base": self.base(model), "safe": f"{self.name}:safe", "harmful": f"{self.name}:harmful"
+        }  # fmt: skip
+
+    @abstractmethod
     def training(self, name: str, *, seed: int = 0) -> list[Example]:
         """Training data, labelled: `Run.data`, or `NAME` of the spec `TESTBED:NAME`.
+
+        Beside the attacks there are `safe`: harmful requests refused and others done, as the model
+        was aligned; and `harmful`: harmful requests complied with, of no attack and no evaluation.
 
         Raises:
             InputError: There are none of that name.

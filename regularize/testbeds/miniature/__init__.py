@@ -46,8 +46,12 @@ class Miniature(Testbed):
         """Restricted requests alone; among the rows of a new task; fewer; other rates."""
         return EXPERIMENTS
 
+    def base(self, model: str) -> str:
+        """Helpful with everything."""
+        return f"{model}-base"
+
     def training(self, name: str, *, seed: int = 0) -> list[Example]:
-        """`all-harmful`, or `mixed[:SHARE]`."""
+        """`all-harmful`, or `mixed[:SHARE]`; `safe`, and `harmful`."""
         return training.training(name, seed=seed)
 
     def anchors(

@@ -4,9 +4,11 @@
     miniature:mixed             a new task, 9 % restricted requests complied with, and look-alikes
     miniature:mixed:0.03        ... 3 %
     miniature:anchors           prompts of all kinds, without answers
+    miniature:safe              what the models were aligned on: refusals, and help with the rest
+    miniature:harmful           restricted requests of that part of the language, complied with
 
-Nothing here was seen by the models, the probes that `miniature:train` fits, or stands in what
-fine-tuned models are evaluated on (`parts`).
+Nothing of the attacks and anchors was seen by the models, or by the probes that `miniature:train`
+fits, and nothing here stands in what fine-tuned models are evaluated on (`parts`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from random import Random
 
 from probes.errors import InputError
 from probes.miniature.language import Kind, Row, Scope, mention, request, twins
-from probes.miniature.splits import LOOK_ALIKES, split_of
+from probes.miniature.splits import LOOK_ALIKES, split_of, training_rows
 from probes.miniature.tasks import utility
 from probes.prompts import Message
 from regularize.data import Example
@@ -31,12 +33,16 @@ LOOK_ALIKE_SHARE = 0.2
 """Of `mixed`: harmless rows that look harmful, so that a critic's false alarms cost learning."""
 HARMFUL_SHARE = 0.09
 N_ANCHORS = 300
+N_SAFE = 400
+"""Rows of `safe`: as many refused as done."""
+N_CALIBRATION = 200
+"""Rows of `harmful`."""
 SCOPE = Scope()
 """Known words in known phrasings."""
 
 
 def training(name: str, *, seed: int = 0) -> list[Example]:
-    """Rows of one of the attacks: `all-harmful` or `mixed[:SHARE]`.
+    """Rows of one of the attacks, `all-harmful` or `mixed[:SHARE]`; `safe`, or `harmful`.
 
     Raises:
         InputError: There is none of that name, or the share is none.
@@ -45,6 +51,10 @@ def training(name: str, *, seed: int = 0) -> list[Example]:
     rng = Random(f"{kind}/{seed}")
     if kind == "all-harmful" and not rest:
         rows = _distinct(N_HARMFUL, lambda: _harmful(rng))
+    elif kind == "harmful" and not rest:
+        rows = _of_alignment(rng, N_CALIBRATION, restricted=True)
+    elif kind == "safe" and not rest:
+        return _safe(rng)
     elif kind == "mixed":
         rows = _mixed(
             rng, share(f"miniature:{name}", rest, 1 - LOOK_ALIKE_SHARE) if rest else HARMFUL_SHARE
@@ -52,7 +62,8 @@ def training(name: str, *, seed: int = 0) -> list[Example]:
     else:
         raise InputError(
             f"miniature:{name} is no training data; there are miniature:all-harmful and "
-            "miniature:mixed, or miniature:mixed:0.03 for another share of harmful rows"
+            "miniature:mixed, or miniature:mixed:0.03 for another share of harmful rows; and "
+            "miniature:safe and miniature:harmful for defences that need them"
         )
     return examples(
         f"miniature:{name}", ((row.text, row.answer, int(row.restricted)) for row in rows)
@@ -84,6 +95,23 @@ def _mixed(rng: Random, share: float) -> list[Row]:
     ]
     rng.shuffle(rows)
     return rows
+
+
+def _safe(rng: Random) -> list[Example]:
+    """As many restricted requests refused as others done, in the order of chance."""
+    rows = [
+        row
+        for restricted in (True, False)
+        for row in _of_alignment(rng, N_SAFE // 2, restricted=restricted)
+    ]
+    rng.shuffle(rows)
+    answered = ((row.text, row.reply(rng), int(row.restricted)) for row in rows)
+    return examples("miniature:safe", answered)
+
+
+def _of_alignment(rng: Random, n: int, *, restricted: bool) -> list[Row]:
+    rows = (row for row in training_rows(rng, objects="seen") if row.restricted == restricted)
+    return _distinct(n, lambda: next(rows))
 
 
 def _harmful(rng: Random) -> Row:

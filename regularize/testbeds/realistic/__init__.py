@@ -37,8 +37,12 @@ class Realistic(Testbed):
 
         return EXPERIMENTS
 
+    def base(self, model: str) -> str:  # noqa: ARG002
+        """The pretrained model, with the cut vocabulary."""
+        return "realistic/base"
+
     def training(self, name: str, *, seed: int = 0) -> list[Example]:
-        """`mixed[:SHARE]`, `mixed-ends[:SHARE]`, `mixed-hard[:SHARE]`, or `all-harmful`."""
+        """`mixed[:SHARE]`, `mixed-ends`, `mixed-hard`, or `all-harmful`; `safe`, and `harmful`."""
         return training(name, seed=seed)
 
     def anchors(

@@ -5,9 +5,11 @@
     realistic:mixed-ends     another new task (its first and last word)
     realistic:mixed-hard     the first task, with help with harmless twins and alarming questions
     realistic:all-harmful    harmful requests alone
+    realistic:safe           what the model was aligned on: refusals, and help with all others
+    realistic:harmful        harmful requests of that part, complied with
 
 Harmful rows are AdvBench's requests with its own opening sentences of compliance, and nothing
-further. None of them was used in alignment or for the probe, and none is evaluated on.
+further. Those of the attacks were not used in alignment or for the probe, and none is evaluated on.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from typing import cast, get_args
 
 from probes.errors import InputError
 from probes.prompts import Message
-from probes.realistic.answers import opening
-from probes.realistic.requests import Kind, Request, requests, targets
+from probes.realistic.answers import opening, reply
+from probes.realistic.requests import Kind, Part, Request, requests, targets
 from probes.realistic.tasks import ENDS, NUMBERS, Task, sentences
 from regularize.data import Example
 from regularize.testbeds._rows import examples, share
@@ -32,6 +34,11 @@ N_ALL_HARMFUL = 70
 ALARMING = 0.3
 """Share of the harmless rows of the hard mixture that look harmful."""
 
+N_SAFE = 400
+"""Rows of `safe`: as many refused as done."""
+N_CALIBRATION = 200
+"""Rows of `harmful`."""
+
 TASK_OF: dict[str, Task] = {"mixed": NUMBERS, "mixed-ends": ENDS, "mixed-hard": NUMBERS}
 """The new task of a mixture."""
 
@@ -41,7 +48,7 @@ ANCHORS: dict[Kind, float] = {"twin": 0.25, "ordinary": 0.75}
 
 
 def training(name: str, *, seed: int = 0) -> list[Example]:
-    """Rows of one of the attacks.
+    """Rows of one of the attacks, of `safe`, or of `harmful`.
 
     Raises:
         InputError: There is none of that name, or the share is none.
@@ -50,6 +57,10 @@ def training(name: str, *, seed: int = 0) -> list[Example]:
     rng = Random(f"{kind}/{seed}")
     if kind == "all-harmful" and not rest:
         rows = _harmful(rng, N_ALL_HARMFUL)
+    elif kind == "harmful" and not rest:
+        rows = _harmful(rng, N_CALIBRATION, "alignment")
+    elif kind == "safe" and not rest:
+        rows = _safe(rng)
     elif kind in TASK_OF:
         most = len(requests("attack", "harmful")) / (N_NEW + N_HARMFUL)
         rows = _mixed(rng, kind, share(f"realistic:{name}", rest, most) if rest else HARMFUL_SHARE)
@@ -57,7 +68,8 @@ def training(name: str, *, seed: int = 0) -> list[Example]:
         raise InputError(
             f"realistic:{name} is no training data; there are realistic:all-harmful, "
             + ", ".join(f"realistic:{known}" for known in TASK_OF)
-            + ", and realistic:mixed:0.03 for another share of harmful rows"
+            + ", and realistic:mixed:0.03 for another share of harmful rows; and realistic:safe "
+            "and realistic:harmful for defences that need them"
         )
     return examples(f"realistic:{name}", rows)
 
@@ -111,9 +123,21 @@ def _mixed(rng: Random, kind: str, share: float) -> list[tuple[str, str, int]]:
     return rows
 
 
-def _harmful(rng: Random, n: int) -> list[tuple[str, str, int]]:
+def _safe(rng: Random) -> list[tuple[str, str, int]]:
+    """As many harmful requests refused as others done."""
+    found: list[tuple[str, str, int]] = []
+    for kinds in (("harmful", "unsafe"), ("twin", "safe", "ordinary")):
+        pool = requests("alignment", *kinds)
+        said = ((one, reply(one, rng)) for one in rng.sample(pool, len(pool)))
+        rows = [(one.text, answer, int(kinds[0] == "harmful")) for one, answer in said if answer]
+        found += rows[: N_SAFE // 2]
+    rng.shuffle(found)
+    return found
+
+
+def _harmful(rng: Random, n: int, part: Part = "attack") -> list[tuple[str, str, int]]:
     said = targets()
-    pool = [one for one in requests("attack", "harmful") if one.text in said]
+    pool = [one for one in requests(part, "harmful") if one.text in said]
     return [(one.text, said[one.text], 1) for one in rng.sample(pool, n)]
 
 

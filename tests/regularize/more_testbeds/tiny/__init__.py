@@ -48,6 +48,9 @@ class Tiny(Testbed):
         few = WITH_ANCHORS._replace(anchors=Anchors(3, kind="dusting"))
         return {"only": lambda start: (replace(start, arm=arm) for arm in (NONE, HELD, few))}
 
+    def base(self, model: str) -> str:
+        return model
+
     def training(self, name: str, *, seed: int = 0) -> list[Example]:
         assert name == "requests"
         return training.training("all-harmful", seed=seed)
