@@ -13,12 +13,8 @@ from torch import nn
 from analysis import results
 from probes import models
 from probes.blocks import blocks
-from probes.manifest import json_hash
 from probes.models import ChatModel
-from probes.prompts import Message
-from probes.rendering import template_hash
-from regularize import anchors as anchoring
-from regularize import show, testbeds
+from regularize import remembered, show, testbeds
 from regularize.arms import Run
 from regularize.critics import Critic
 from regularize.data import Example
@@ -54,7 +50,7 @@ def fine_tune(
         recipe: The rest of the settings.
         n: Prompts of each kind to evaluate on.
         split: Where they come from.
-        cache: Folder for cached references, and for the anchors' answers.
+        cache: Folder for cached references, risks, and the anchors' answers.
         folder: Gets answers.jsonl: every generated answer and what it was taken for.
         measure_kl: Log the KL to the reference where nothing is held to it, too.
     """
@@ -65,10 +61,11 @@ def fine_tune(
     anchors: list[Example] = []
     if wanted := run.arm.anchors:
         prompts = testbed.anchors(wanted.n, kind=wanted.kind, seed=run.seed)
-        anchors = _answered(chat, prompts, recipe.new_tokens, cache)
+        anchors = remembered.answered(chat, prompts, recipe.new_tokens, cache)
         if wanted.replay:
             examples, anchors = [*examples, *anchors], []
     recipe = replace(recipe, learning_rate=run.learning_rate)
+    critic = critic and remembered.Remembered(critic, cache)
     tuned, log = _train(
         chat, examples, anchors, run.arm.method, critic, recipe,
         seed=run.seed, cache=cache, measure_kl=measure_kl,
@@ -77,19 +74,6 @@ def fine_tune(
     evaluation = testbed.evaluate(tuned, attack=run.attack, n=n, seed=run.seed, split=split)
     results.replace({folder / "answers.jsonl": results.jsonl(evaluation.records())})
     return Tuned(evaluation, log)
-
-
-def _answered(
-    chat: ChatModel, prompts: list[tuple[Message, ...]], new_tokens: int, cache: Path
-) -> list[Example]:
-    """The anchors as the reference answers them: once, for all arms that have the same."""
-    made_from = [
-        models.weights_fingerprint(chat.model), template_hash(chat.tokenizer), prompts, new_tokens
-    ]  # fmt: skip
-    path = cache / f"anchors-{json_hash(made_from)[:16]}.jsonl"
-    if not path.is_file():
-        anchoring.write(anchoring.answered(chat, prompts, max_new_tokens=new_tokens), path)
-    return anchoring.read(path)
 
 
 def _train(
