@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -94,5 +95,23 @@ WITH_ROWS = (
     Arm("filter+replay", "probe", Filter(), Anchors(replay=True)),
 )
 """What the rows that anchors are do without the anchoring."""
+
 MAIN = (NONE, PAPER, HELD)
 FEW_ARMS = (NONE, PAPER, WITH_ANCHORS)
+
+
+def others(settings: Mapping[str, Mapping[str, object]], *arms: Arm) -> tuple[Arm, ...]:
+    """An arm for each defence that none of these has, so that a new file is compared at once.
+
+    Args:
+        settings: Hyper-parameters by the defence's name, where they are not its defaults.
+        arms: What there is already.
+    """
+    from regularize import defences, plugins
+
+    known = {type(arm.method) for arm in arms}
+    return tuple(
+        Arm(name, "probe" if kind.needs_risk else "none", kind(**settings.get(name, {})))
+        for name, kind in plugins.found(defences, Defence).items()  # type: ignore[type-abstract]
+        if kind not in known
+    )

@@ -24,7 +24,7 @@ class Realistic(Testbed):
     models = ("realistic/aligned",)
     recipe = Recipe(
         learning_rate=1e-3, epochs=2, batch_size=16, lora_rank=16, lora_from=9, warmup_steps=5,
-        new_tokens=16, by_length=True,
+        new_tokens=6, by_length=True,
     )  # fmt: skip
     n = 100
     attack = "mixed"
