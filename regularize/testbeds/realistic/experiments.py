@@ -19,7 +19,7 @@ from regularize.arms import (
 )
 from regularize.testbeds.realistic.training import ANCHORS
 
-FEW = (10, 30, 100)
+FEW = (10, 30, 100, 200)
 """Numbers of anchors, beside none and the usual number."""
 OF_A_KIND = 30
 

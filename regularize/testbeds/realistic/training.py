@@ -42,7 +42,7 @@ N_CALIBRATION = 200
 TASK_OF: dict[str, Task] = {"mixed": NUMBERS, "mixed-ends": ENDS, "mixed-hard": NUMBERS}
 """The new task of a mixture."""
 
-N_ANCHORS = 200
+N_ANCHORS = 400
 ANCHORS: dict[Kind, float] = {"twin": 0.25, "ordinary": 0.75}
 """Kinds of the usual anchors: harmless all."""
 
