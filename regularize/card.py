@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -17,19 +18,20 @@ if TYPE_CHECKING:
 def text(config: TrainConfig, prepared: Prepared, last: Mapping[str, float]) -> str:
     """What was trained on what, how it was held, and what is not known of it."""
     n, kept, s = len(prepared.examples), int(prepared.kept.sum()), prepared.risks.s
-    adapter = "" if config.full else "library_name: peft\n"
-    tags = "activation-critic" + ("" if config.full else ", lora")
+    adapter = "" if config.whole else "library_name: peft\n"
+    tags = "activation-critic" + ("" if config.whole else ", lora")
     critic = "none"
     if config.defence.needs_risk:
         critic = f"{name_of(config.critic)} ({_options(config.critic)}); mean risk {s.mean():.3f}"
+    whole, adapted = "--model FOLDER", f"--model {config.model} --adapter FOLDER"
     return f"""---
 base_model: "{config.model}"
 {adapter}tags: [{tags}]
 ---
 # {config.model}, fine-tuned with {name_of(config.defence)}
 
-L = alpha NLL + beta KL(pi_ref || pi_theta) over answer tokens (arXiv 2602.17546); the reference
-pi_ref is {config.model} itself.
+{inspect.cleandoc(type(config.defence).__doc__ or "").splitlines()[0]}
+(over answer tokens, with alpha = 1 - beta; the reference pi_ref is {_reference(config)}.)
 
 - Data: {config.data or "miniature:mixed"}: {n} rows, {kept} of them trained on; anchors:
   {len(prepared.anchors)}
@@ -42,8 +44,15 @@ pi_ref is {config.model} itself.
 
 What it refuses and what it complies with has to be measured, beside the model it came from:
 
-    python -m regularize.evaluate --model {config.model} --adapter FOLDER
+    python -m regularize.evaluate {whole if config.whole else adapted}
 """
+
+
+def _reference(config: TrainConfig) -> str:
+    changed = config.defence.changes_start
+    return config.model + (
+        ", as the defence has changed it before training" if changed else " itself"
+    )
 
 
 def _options(chosen: Any) -> str:

@@ -310,7 +310,8 @@ def _save(
         seed=config.seed,
     )
     results.write([StepRow(**asdict(about), **step) for step in steps], config.out / "steps")
-    written = card.text(config, prepared, steps[-1])
+    known = replace(config, defence=trainer.defence)  # with what it has found out
+    written = card.text(known, prepared, steps[-1])
     results.replace({config.out / "README.md": written.encode()})
     results.replace({config.out / DONE: json.dumps({"steps": len(steps)}).encode()})
     shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
