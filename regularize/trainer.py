@@ -298,11 +298,19 @@ class RegularizedTrainer(Trainer):
         if not self.prepared.safe:
             return super()._get_train_sampler(train_dataset)
         n_safe, args = len(self.prepared.safe), self.args
+        n_user = len(self.prepared.trained_on) - n_safe
+        batch, rows = self._train_batch_size * args.world_size, n_user
+        if args.dataloader_drop_last:
+            rows -= n_user % batch
+        elif args.world_size > 1:  # accelerate would fill the last batch from the first one's turn
+            rows += -n_user % batch
         return Turns(
-            len(self.prepared.trained_on) - n_safe,
+            n_user,
             n_safe,
-            step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            rows=rows,
+            step=batch * args.gradient_accumulation_steps,
             turn=self._acts.turn,
+            done=lambda: self.state.global_step,
             seed=args.seed,
         )
 
@@ -346,6 +354,8 @@ class RegularizedTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        if not self.args.should_save:  # one process alone writes these files
+            return
         Path(output_dir, STATE).write_text(json.dumps({"smoothed_risk": self._smoothed}))
         if state := self._acts.state():
             save_file(state, Path(output_dir, STEPS))
@@ -355,7 +365,8 @@ class RegularizedTrainer(Trainer):
         if checkpoint is not None and (state := Path(checkpoint, STATE)).is_file():
             self._smoothed = json.loads(state.read_text())["smoothed_risk"]
         if checkpoint is not None and (steps := Path(checkpoint, STEPS)).is_file():
-            self._acts.restore(load_file(steps, device=str(self.args.device)))
+            kept = load_file(steps)  # whose `device` knows no "cpu:0", as one of several has it
+            self._acts.restore({name: t.to(self.args.device) for name, t in kept.items()})
 
 
 def _chat(
