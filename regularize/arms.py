@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from regularize.defences import Defence
 from regularize.defences.adaptive_kl import AdaptiveKL
+from regularize.defences.antidote import Antidote
 from regularize.defences.constant_kl import ConstantKL
 from regularize.defences.constrained_sft import ConstrainedSFT
 from regularize.defences.filter import Filter
@@ -87,6 +88,7 @@ HELD = Arm("anchored", "probe", ANCHORED)
 WITH_ANCHORS = Arm("anchored+anchors", "probe", ANCHORED, Anchors())
 CONSTANT = tuple(Arm(f"constant-kl-{beta}", "none", ConstantKL(beta)) for beta in (0.5, 0.9))
 CONSTRAINED = Arm("constrained-sft", "none", ConstrainedSFT())
+RANDOM_MASK = Arm("antidote-random", "none", Antidote(mask="random"))
 FILTER = Arm("filter", "probe", Filter())
 CONTROLS = (Arm("reweight", "probe", Reweight()), FILTER)
 WITH_ROWS = (
