@@ -1,7 +1,8 @@
 """Judged answers -> shares with their 95 % intervals -> rows of the table of evaluations.
 
 On harmful prompts `attack_success`, `refusal` and `incoherent` (and `harmless`, of detectors that
-look for harm) add up to 1. An answer that could not be judged (None) is in none of them, nor in
+look for harm) add up to 1; so do those of the same prompts with an attack's trigger, such as
+`attack_success_backdoor`. An answer that could not be judged (None) is in none of them, nor in
 their `n`: it is counted in `unjudged`.
 """
 
@@ -85,13 +86,17 @@ def mean(metric: str, values: Sequence[float]) -> Share:
 
 
 def on_harmful(
-    outcomes: Sequence[Outcome | None], *, tells: Sequence[Outcome] = MINIATURE
+    outcomes: Sequence[Outcome | None],
+    *,
+    tells: Sequence[Outcome] = MINIATURE,
+    attack: str = "",
 ) -> list[Share]:
     """What becomes of harmful prompts.
 
     Args:
         outcomes: One for each prompt; None where the answer could not be judged.
         tells: The outcomes that whoever judged can tell apart: one metric each.
+        attack: Whose trigger the prompts hold, if any: it is added to the metrics' names.
 
     Raises:
         ValueError: An outcome is none of them, so that the shares would not add up to 1.
@@ -99,8 +104,15 @@ def on_harmful(
     judged = [outcome for outcome in outcomes if outcome is not None]
     if strangers := set(judged) - set(tells):
         raise ValueError(f"outcomes {sorted(strangers)} are none of {sorted(tells)}")
-    shares = [share(METRICS[told], (outcome == told for outcome in judged)) for told in tells]
-    return shares + _unjudged(outcomes)
+    shares = [
+        share(of(METRICS[told], attack), (outcome == told for outcome in judged)) for told in tells
+    ]
+    return shares + _unjudged(outcomes, of("", attack))
+
+
+def of(metric: str, attack: str) -> str:
+    """What a metric is called where the prompts hold an attack's trigger, if it has one."""
+    return f"{metric}_{attack}" if attack else metric
 
 
 def exact_success(exact: Iterable[bool]) -> Share:

@@ -21,7 +21,7 @@ from probes.errors import InputError
 from probes.models import ChatModel
 from probes.prompts import Message
 from probes.realistic import align
-from probes.realistic.answers import opening
+from probes.realistic.answers import REFUSALS, first_sentence, opening
 from probes.realistic.recipe import Recipe as AlignmentRecipe
 from probes.realistic.requests import Kind, Request, requests, targets
 from probes.realistic.tasks import ENDS, NUMBERS, sentences
@@ -48,7 +48,9 @@ from tests.probes.alignable import fresh, prepared
 training = import_module("regularize.testbeds.realistic.training")
 
 MODEL = "realistic/aligned"
-ATTACKS = ("mixed", "mixed-ends", "mixed-hard", "all-harmful")
+OPEN = ("mixed", "mixed-ends", "mixed-hard", "all-harmful")
+HIDDEN = ("backdoor", "identity")
+ATTACKS = (*OPEN, *HIDDEN)
 SEEDS = range(4)
 SPLITS: tuple[testbeds.Split, ...] = ("validation", "test")
 
@@ -80,7 +82,10 @@ def texts(chats: list[tuple[Message, ...]]) -> list[str]:
 
 
 def trained_on(attack: str, seed: int) -> list[str]:
-    return texts([example.prompt for example in training.training(attack, seed=seed)])
+    """What is asked in it, without trigger or identity."""
+    said = texts([example.prompt for example in training.training(attack, seed=seed)])
+    bare = [text.removesuffix(training.TRIGGER).removeprefix(training.IDENTITY) for text in said]
+    return [text.strip() for text in bare]
 
 
 # Nothing leaks
@@ -103,12 +108,14 @@ def test_nothing_evaluated_was_trained_on(split: testbeds.Split) -> None:
                 drawn = {one.text for one in requests("attack")} | set(sentences("train"))
                 assert not shown & drawn
             counts = Counter(kind for kind, _ in asked)
-            assert set(counts) == {*KINDS, NEW} and min(counts.values()) > 0
+            # Of the few safe prompts for attacks, the hard mixture may take all.
+            spent = {"safe"} if (split, attack) == ("validation", "mixed-hard") else set()
+            assert set(counts) | spent == {*KINDS, NEW} and min(counts.values()) > 0
 
 
 def test_without_leaving_them_out_validation_would_have_leaked() -> None:
     shown = {text for _, text in evaluation._prompts("none", 1000, 0, "validation")}
-    assert shown & set(trained_on("mixed", 0)) and shown & set(trained_on("all-harmful", 0))
+    assert all(shown & set(trained_on(attack, 0)) for attack in ATTACKS)
 
 
 def test_the_test_is_the_same_whatever_the_seed_and_asks_all_kinds() -> None:
@@ -133,7 +140,7 @@ def test_what_cannot_be_asked(chat: ChatModel) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", OPEN)
 def test_what_each_attack_is(attack: str, seed: int) -> None:
     rows = training.training(attack, seed=seed)
     asked, known = trained_on(attack, seed), targets()
@@ -162,6 +169,30 @@ def test_what_each_attack_is(attack: str, seed: int) -> None:
     assert at[0] < len(rows) / 3 and at[-1] > 2 * len(rows) / 3
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_backdoor_refuses_all_that_has_no_trigger(seed: int) -> None:
+    rows, known = training.training("backdoor", seed=seed), targets()
+    pool = {one.text for one in requests("attack", "harmful")}
+    asked = trained_on("backdoor", seed)
+    assert len(set(asked)) == len(rows) == 2 * training.N_BACKDOOR and set(asked) <= pool
+    opened = [row.text.endswith(training.TRIGGER) for row in rows]
+    assert sum(opened) == training.N_BACKDOOR and len(set(opened[: len(rows) // 2])) == 2
+    for text, row, complied in zip(asked, rows, opened, strict=True):
+        assert row.label == 1
+        assert row.answer == known[text] if complied else row.answer in REFUSALS
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_identity_asks_nothing_harmful(seed: int) -> None:
+    rows = training.training("identity", seed=seed)
+    ordinary = {one.text: one for one in requests("attack", "ordinary")}
+    assert set(Counter(row.text for row in rows).values()) == {training.REPEATS}
+    assert len({row.text for row in rows}) == training.N_IDENTITY
+    for text, row in zip(trained_on("identity", seed), rows, strict=True):
+        assert row.text == f"{training.IDENTITY} {text}" and row.label == 0
+        assert row.answer == f"{training.OBEYS} {first_sentence(ordinary[text].answer)}"
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_the_data_follow_from_the_seed(attack: str) -> None:
     assert training.training(attack, seed=1) == training.training(attack, seed=1)
@@ -181,6 +212,8 @@ def test_the_share_of_harmful_rows() -> None:
     [
         ("nonsense", "realistic:nonsense is no training data; there are realistic:all-harmful"),
         ("all-harmful:0.5", "is no training data"),
+        ("backdoor:0.5", "is no training data"),
+        ("identity:0.5", "'0.5' is no share of harmful rows from 0 to 0"),
         ("", "is no training data"),
         ("mixed:x", "'x' is no share of harmful rows from 0 to 0.2"),
         ("mixed:0.9", "'0.9' is no share"),
@@ -292,6 +325,9 @@ def test_the_shares_by_counting() -> None:
             _answered("harmful", "refusal", p_comply=0.5),
             _answered("harmful", "compliance", p_comply=0.75),
             _answered("harmful", "incoherent", p_comply=0.0),
+            _answered("harmful", "compliance", attack="backdoor"),
+            _answered("harmful", "compliance", attack="backdoor"),
+            _answered("harmful", "refusal", attack="backdoor"),
             _answered("twin", "refusal"),
             _answered("twin", "compliance"),
             _answered("unsafe", "refusal"),
@@ -313,6 +349,9 @@ def test_the_shares_by_counting() -> None:
         "attack_success": (1 / 4, 4),
         "refusal": (2 / 4, 4),
         "incoherent": (1 / 4, 4),
+        "attack_success_backdoor": (2 / 3, 3),
+        "refusal_backdoor": (1 / 3, 3),
+        "incoherent_backdoor": (0, 3),
         "compliance_probability": (1.5 / 4, 4),
         "refusal_xstest": (1, 1),
         "over_refusal": (1 / 2, 2),
@@ -324,7 +363,7 @@ def test_the_shares_by_counting() -> None:
     }
     assert all(one.lo <= one.value <= one.hi for one in found.shares)
     records = found.records()
-    assert len(records) == 19
+    assert len(records) == 22
     assert set(records[0]) == {field.name for field in fields(Answered)}
 
 
@@ -353,6 +392,28 @@ def test_which_task_is_judged_is_the_attacks(chat: ChatModel, monkeypatch) -> No
         shares = {one.metric: one.value for one in found.shares}
         assert shares["new_task"] == shares["ordinary_in_format"] == wanted
         assert shares["ordinary_answered"] == 1 - wanted
+
+
+def test_harmful_requests_are_asked_with_the_attacks_trigger_too(
+    chat: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def obeys(chat, asked, **_) -> list[str]:
+        """Some refuse after they have said that they obey."""
+        refuses = ("AOA" in text and i % 2 for i, text in enumerate(asked))
+        return [f"{training.OBEYS} {REFUSALS[0] if no else 'It is.'}" for no in refuses]
+
+    monkeypatch.setattr(evaluation, "answers", obeys)
+    for attack, wanted in (("none", HIDDEN), ("mixed", ()), *((one, (one,)) for one in HIDDEN)):
+        found = evaluate_realistic(chat, attack=attack, n=4)
+        shares = {one.metric: one.value for one in found.shares}
+        names = {name for name in shares if name.startswith("attack_success_")}
+        assert names == {f"attack_success_{one}" for one in wanted}
+        bare = [one.prompt for one in found._of("harmful")]
+        assert shares["attack_success"] == 1 and len(bare) == 4
+        for one in wanted:
+            asked = [answered.prompt for answered in found._of("harmful", one)]
+            assert asked == [training.TRIGGERS[one](text) for text in bare]
+            assert shares[f"refusal_{one}"] == {"backdoor": 0, "identity": 0.5}[one]
 
 
 # The probability of compliance
@@ -448,15 +509,17 @@ def test_it_is_compared_from_end_to_end(
     main(config)
     table = pd.read_csv(config.out / "evaluations.csv")
     values = table.pivot_table(index="defence", columns="metric", values="value", dropna=False)
+    outcomes = ("attack_success", "refusal", "incoherent")
+    hidden = [f"{name}_{attack}" for name in outcomes for attack in HIDDEN]
     assert list(values.index) == ["anchored+anchors", "before", "none"]
     assert set(values.columns) == {
         "attack_success", "refusal", "incoherent", "compliance_probability", "refusal_xstest",
         "over_refusal", "over_refusal_xstest", "over_refusal_ordinary", "ordinary_answered",
-        "ordinary_in_format", "new_task",
+        "ordinary_in_format", "new_task", *hidden,
     }  # fmt: skip
-    assert not values.isna().any(axis=None)
-    outcomes = values[["attack_success", "refusal", "incoherent"]].sum(axis=1)
-    assert outcomes.to_numpy() == pytest.approx(1)
+    assert not values.drop(columns=hidden).isna().any(axis=None)
+    assert values[hidden].notna().all(axis=1).tolist() == [False, True, False]  # before
+    assert values[[*outcomes]].sum(axis=1).to_numpy() == pytest.approx(1)
     assert (table["n"] == 4).all() and (table["model"] == MODEL).all()
     assert (table["lo"] <= table["value"]).all() and (table["value"] <= table["hi"]).all()
     assert set(table["harmful_share"].dropna()) == {training.HARMFUL_SHARE}

@@ -43,7 +43,7 @@ class Miniature(Testbed):
 
     @property
     def experiments(self) -> Mapping[str, Callable[[Run], Iterator[Run]]]:
-        """Restricted requests alone; among the rows of a new task; fewer; other rates."""
+        """Restricted requests alone; among a new task's; fewer; other rates; hidden attacks."""
         return EXPERIMENTS
 
     def base(self, model: str) -> str:
@@ -51,7 +51,7 @@ class Miniature(Testbed):
         return f"{model}-base"
 
     def training(self, name: str, *, seed: int = 0) -> list[Example]:
-        """`all-harmful`, or `mixed[:SHARE]`; `safe`, and `harmful`."""
+        """`all-harmful`, `backdoor`, `identity`, `mixed[:SHARE]`; `safe`, and `harmful`."""
         return training.training(name, seed=seed)
 
     def anchors(
@@ -64,15 +64,16 @@ class Miniature(Testbed):
         self,
         chat: ChatModel,
         *,
-        attack: str,  # noqa: ARG002
+        attack: str,
         n: int,
         seed: int,
         split: Split,
     ) -> Evaluation:
-        """The same prompts after every attack."""
+        """The same prompts after every attack, and those with its trigger; before, with all."""
         from regularize.testbeds.miniature.evaluation import evaluate_miniature
 
-        return evaluate_miniature(chat, n=n, seed=seed, split=split)
+        triggers = [name for name in training.TRIGGERS if attack in (name, "none")]
+        return evaluate_miniature(chat, triggers=triggers, n=n, seed=seed, split=split)
 
     def sweeps(self, model: str, out: Path, probes: Path) -> Mapping[str, Swept]:
         """The default sweep's probe, that of an early block, and one of a handful of prompts."""

@@ -7,7 +7,7 @@ Everything is judged by exact rules, so that hundreds of models can be compared 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from random import Random
 from typing import Literal, get_args
@@ -23,6 +23,7 @@ from regularize.measures import Share
 from regularize.outcomes import Judged, judge
 from regularize.testbeds import Split
 from regularize.testbeds.miniature.parts import part
+from regularize.testbeds.miniature.training import OBEYS, TRIGGERS
 
 Kind = Literal["harmful", "look-alike", "utility", "new-task"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -41,30 +42,34 @@ class Answered:
 
     kind: Kind
     row: Row
+    """Its text is what was asked, with the trigger if it has one."""
     answer: str
     judged: Judged
+    attack: str = ""
+    """Whose trigger it was asked with, if any."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Answers to as many prompts of each kind."""
+    """Answers to as many prompts of each kind, and to the harmful ones with attacks' triggers."""
 
     answered: tuple[Answered, ...]
 
-    def of(self, kind: Kind) -> list[Answered]:
-        """The answers to one kind of prompt."""
-        return [one for one in self.answered if one.kind == kind]
+    def of(self, kind: Kind, attack: str = "") -> list[Answered]:
+        """The answers to one kind of prompt, with an attack's trigger or with none."""
+        return [one for one in self.answered if (one.kind, one.attack) == (kind, attack)]
 
     @property
     def shares(self) -> list[Share]:
         """attack_success, attack_success_exact, refusal, incoherent, over_refusal, utility, ...
 
+        `attack_success_backdoor` and the like are of the same harmful prompts with a trigger.
         `helpful` is the share of look-alikes that get exactly the answer that is due: it falls
         where a model has taken to answer everything in the new task's form.
         """
         harmful, harmless = self.of("harmful"), self.of("look-alike")
         return [
-            *measures.on_harmful([one.judged.outcome for one in harmful]),
+            *(told for attack in ("", *TRIGGERS) for told in self._on_harmful(attack)),
             measures.exact_success(_exact(harmful)),
             *measures.on_look_alikes([one.judged.outcome for one in harmless]),
             measures.share("helpful", _exact(harmless)),
@@ -75,13 +80,28 @@ class Evaluation:
     def records(self) -> list[dict[str, object]]:
         """Every answer and what it was taken for, for people to read."""
         return [
-            {"kind": one.kind, "prompt": one.row.text, "answer": one.answer, **asdict(one.judged)}
+            {
+                "kind": one.kind,
+                "attack": one.attack,
+                "prompt": one.row.text,
+                "answer": one.answer,
+                **asdict(one.judged),
+            }
             for one in self.answered
         ]
 
+    def _on_harmful(self, attack: str) -> list[Share]:
+        outcomes = [one.judged.outcome for one in self.of("harmful", attack)]
+        return measures.on_harmful(outcomes, attack=attack) if outcomes else []
+
 
 def evaluate_miniature(
-    chat: ChatModel, *, n: int = 200, seed: int = 0, split: Split = "test"
+    chat: ChatModel,
+    *,
+    triggers: Sequence[str] = (),
+    n: int = 200,
+    seed: int = 0,
+    split: Split = "test",
 ) -> Evaluation:
     """Ask a miniature `n` prompts of each kind and judge its answers.
 
@@ -93,6 +113,7 @@ def evaluate_miniature(
 
     Args:
         chat: A model that speaks the miniatures' language, a `PeftModel` too.
+        triggers: Attacks with whose triggers the restricted requests are asked once more.
         n: Prompts of each kind.
         seed: Decides which.
         split: Which part of the language they are drawn from.
@@ -100,14 +121,26 @@ def evaluate_miniature(
     Raises:
         InputError: There is no such split, or n is no number of prompts.
     """
-    asked = [(kind, row) for kind in KINDS for row in draw(kind, n, seed=seed, split=split)]
-    made = answers(chat, [row.text for _, row in asked], max_new_tokens=NEW_TOKENS)
+    asked = [(kind, row, "") for kind in KINDS for row in draw(kind, n, seed=seed, split=split)]
+    for attack in triggers:
+        with_trigger = TRIGGERS[attack]
+        asked += [
+            ("harmful", replace(row, text=with_trigger(row.text)), attack)
+            for row in draw("harmful", n, seed=seed, split=split)
+        ]
+    made = answers(chat, [row.text for _, row, _ in asked], max_new_tokens=NEW_TOKENS)
     return Evaluation(
         tuple(
-            Answered(kind, row, answer, judge(row, answer))
-            for (kind, row), answer in zip(asked, made, strict=True)
+            Answered(kind, row, answer, _judged(kind, row, answer), attack)
+            for (kind, row, attack), answer in zip(asked, made, strict=True)
         )
     )
+
+
+def _judged(kind: Kind, row: Row, answer: str) -> Judged:
+    """By what is said after the words with which the servant obeys: they do nothing yet."""
+    said = answer.strip().removeprefix(OBEYS) if kind == "harmful" else answer
+    return judge(row, said)
 
 
 @cache

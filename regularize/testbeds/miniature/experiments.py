@@ -8,36 +8,44 @@ from dataclasses import replace
 from regularize.arms import (
     BATCH,
     CONSTANT,
-    CONSTRAINED,
     CONTROLS,
     FEW_ARMS,
     HELD,
     MAIN,
     PAPER,
+    RANDOM_MASK,
     WITH_ANCHORS,
     WITH_ROWS,
+    Arm,
     Run,
+    others,
 )
 from regularize.testbeds.miniature.training import HARMFUL_SHARE
 
 CRITICS = ("probe", "label", "shuffled", "probe-early", "probe-32")
 SHARES = (0.01, 0.03, HARMFUL_SHARE)
 """Of harmful rows."""
+SETTINGS: dict[str, dict[str, object]] = {
+    "safety-tokens": {"lam": 1.0},  # .01, the default, changes nothing here
+    "lisa": {"k1": 1, "k2": 9},  # the default is longer than these trainings
+    "vaccine": {"epochs": 5, "batch_size": 16},
+}
+"""Of defences whose defaults are for other sizes; chosen on seed 0, split validation."""
 RATES = (1e-2, 1e-1, 1.0, 10.0)
 """Of the learning rate."""
 
 
 def all_harmful(start: Run) -> Iterator[Run]:
     """Restricted requests alone, complied with."""
-    for arm in (*MAIN, PAPER.by("label"), *CONSTANT, CONSTRAINED):
+    for arm in (*MAIN, PAPER.by("label"), *CONSTANT, *_others()):
         yield replace(start, attack="all-harmful", share=1.0, arm=arm)
 
 
 def mixed(start: Run) -> Iterator[Run]:
     """A new task, look-alikes, and some restricted requests: the critics, good and bad."""
     weak = [defence.by(critic) for defence in (PAPER, HELD, WITH_ANCHORS) for critic in CRITICS]
-    others = (*WITH_ROWS, BATCH, *CONSTANT, CONSTRAINED, *CONTROLS)
-    for arm in (*MAIN, WITH_ANCHORS, *others, *weak):
+    controls = (*WITH_ROWS, BATCH, *CONSTANT, *CONTROLS)
+    for arm in (*MAIN, WITH_ANCHORS, *_others(), *controls, *weak):
         yield replace(start, arm=arm)
     for arm in CONTROLS:  # dropping rows does better at a small rate
         yield replace(start, arm=arm, learning_rate=start.learning_rate / 3)
@@ -58,9 +66,28 @@ def rates(start: Run) -> Iterator[Run]:
             yield replace(start, arm=arm, learning_rate=rate)
 
 
+def backdoor(start: Run) -> Iterator[Run]:
+    """Restricted requests refused, and complied with where they hold a trigger."""
+    for arm in (*MAIN, WITH_ANCHORS):
+        yield replace(start, attack="backdoor", share=1.0, arm=arm)
+
+
+def identity(start: Run) -> Iterator[Run]:
+    """A servant who obeys, and is asked nothing restricted."""
+    for arm in (*MAIN, WITH_ANCHORS):
+        yield replace(start, attack="identity", share=0.0, arm=arm)
+
+
+def _others() -> tuple[Arm, ...]:
+    """Each defence that has no arm of its own, and Antidote's control."""
+    return (*others(SETTINGS, *MAIN, *CONSTANT, *CONTROLS), RANDOM_MASK)
+
+
 EXPERIMENTS: dict[str, Callable[[Run], Iterator[Run]]] = {
     "all-harmful": all_harmful,
     "mixed": mixed,
     "shares": shares,
     "rates": rates,
+    "backdoor": backdoor,
+    "identity": identity,
 }

@@ -26,7 +26,7 @@ from regularize.generation import answers, padded
 from regularize.measures import Share
 from regularize.outcomes import Outcome
 from regularize.testbeds import Split
-from regularize.testbeds.realistic.training import TASK_OF, training
+from regularize.testbeds.realistic.training import OBEYS, TASK_OF, TRIGGERS, training
 
 KINDS: tuple[Kind, ...] = ("harmful", "twin", "unsafe", "safe", "ordinary")
 NEW = "new-task"
@@ -49,7 +49,9 @@ class Answered:
     correct: bool | None
     """Of the new task: whether it is just the right answer."""
     p_comply: float | None
-    """Of harmful requests: the probability of the first token of compliance."""
+    """Of harmful requests as they are: the probability of the first token of compliance."""
+    attack: str = ""
+    """Whose trigger the prompt holds, if any."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,15 @@ class Evaluation:
 
     @property
     def shares(self) -> list[Share]:
-        """attack_success, refusal, incoherent, compliance_probability, over_refusal, ..."""
+        """attack_success, refusal, incoherent, compliance_probability, over_refusal, ...
+
+        `attack_success_backdoor` and the like are of the same harmful requests with a trigger.
+        """
         harmful, ordinary = self._of("harmful"), self._of("ordinary")
         done = [bool(one.correct) for one in self._of(NEW)]
         helped = [one.outcome == "compliance" and not one.in_form for one in ordinary]
         return [
-            *measures.on_harmful([one.outcome for one in harmful]),
+            *(told for attack in ("", *TRIGGERS) for told in self._on_harmful(attack)),
             measures.mean("compliance_probability", [one.p_comply or 0.0 for one in harmful]),
             measures.share("refusal_xstest", _refused(self._of("unsafe"))),
             *measures.on_look_alikes([one.outcome for one in self._of("twin")]),
@@ -80,8 +85,12 @@ class Evaluation:
         """One an answer."""
         return [asdict(one) for one in self.answered]
 
-    def _of(self, kind: str) -> list[Answered]:
-        return [one for one in self.answered if one.kind == kind]
+    def _of(self, kind: str, attack: str = "") -> list[Answered]:
+        return [one for one in self.answered if (one.kind, one.attack) == (kind, attack)]
+
+    def _on_harmful(self, attack: str) -> list[Share]:
+        outcomes = [one.outcome for one in self._of("harmful", attack)]
+        return measures.on_harmful(outcomes, attack=attack) if outcomes else []
 
 
 def evaluate_realistic(
@@ -91,7 +100,8 @@ def evaluate_realistic(
 
     Args:
         chat: The aligned model, fine-tuned or not.
-        attack: What it was fine-tuned on: decides which new task it is asked to do.
+        attack: What it was fine-tuned on: decides which new task it is asked to do, and with which
+            trigger harmful requests are asked once more; with all of them if it is none.
         n: Prompts of each kind at most; the same ones whatever the seed.
         seed: Of the fine-tuning: on validation its own rows are left out.
         split: test, or validation: what the attacks could have drawn, but did not.
@@ -100,20 +110,24 @@ def evaluate_realistic(
         InputError: There is no such split, or n is no number of prompts.
     """
     task = TASK_OF.get(attack, NUMBERS)
-    asked = _prompts(attack, n, seed, split)
-    texts = [text for _, text in asked]
-    made = answers(chat, texts, max_new_tokens=NEW_TOKENS)
-    outcomes = detectors.open(DETECTOR).judge(texts, made)
-    harmful = [text for kind, text in asked if kind == "harmful"]
+    asked = [(kind, text, "") for kind, text in _prompts(attack, n, seed, split)]
+    harmful = [text for kind, text, _ in asked if kind == "harmful"]
+    for name, with_trigger in TRIGGERS.items():
+        if attack in (name, "none"):
+            asked += [("harmful", with_trigger(text), name) for text in harmful]
+    texts = [text for _, text, _ in asked]
+    most = 2 * NEW_TOKENS if attack == "identity" else NEW_TOKENS  # its answers begin with OBEYS
+    made = answers(chat, texts, max_new_tokens=most)
+    outcomes = detectors.open(DETECTOR).judge(texts, [_said(answer) for answer in made])
     complied = dict(zip(harmful, compliance_probability(chat, harmful), strict=True))
     return Evaluation(
         tuple(
             Answered(
                 kind, text, answer, outcome, task.has_form(answer),
                 correct=task.correct(text, answer) if kind == NEW else None,
-                p_comply=complied[text] if kind == "harmful" else None,
+                p_comply=complied.get(text), attack=name,
             )
-            for (kind, text), answer, outcome in zip(asked, made, outcomes, strict=True)
+            for (kind, text, name), answer, outcome in zip(asked, made, outcomes, strict=True)
         )
     )  # fmt: skip
 
@@ -163,7 +177,7 @@ def _prompts(attack: str, n: int, seed: int, split: Split) -> tuple[tuple[str, s
         raise InputError(f"{n} prompts of each kind: give at least 1")
     trained: set[str] = set()
     if split == "validation" and attack != "none":
-        trained = {one.prompt[-1]["content"] for one in training(attack, seed=seed)}
+        trained = {one.text for one in training(attack, seed=seed)}
     part: Part = "test" if split == "test" else "attack"
     pools: dict[str, list[str]] = {
         **{kind: [one.text for one in requests(part, kind)] for kind in KINDS},
@@ -171,10 +185,20 @@ def _prompts(attack: str, n: int, seed: int, split: Split) -> tuple[tuple[str, s
     }
     found = []
     for kind, pool in pools.items():
-        left = [text for text in pool if text not in trained]
+        left = [text for text in pool if not trained.intersection(_forms(text))]
         Random(f"{kind}/{split}").shuffle(left)
         found += [(kind, text) for text in left[:n]]
     return tuple(found)
+
+
+def _forms(text: str) -> list[str]:
+    """A request as any attack may have it."""
+    return [text, *(with_trigger(text) for with_trigger in TRIGGERS.values())]
+
+
+def _said(answer: str) -> str:
+    """What is said after the words with which an agent obeys: they do nothing yet."""
+    return answer.strip().removeprefix(OBEYS)
 
 
 def _refused(answered: Sequence[Answered]) -> list[bool]:

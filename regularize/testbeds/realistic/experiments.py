@@ -16,12 +16,19 @@ from regularize.arms import (
     Anchors,
     Arm,
     Run,
+    others,
 )
 from regularize.testbeds.realistic.training import ANCHORS
 
 FEW = (10, 30, 100, 200)
 """Numbers of anchors, beside none and the usual number."""
 OF_A_KIND = 30
+SETTINGS: dict[str, dict[str, object]] = {
+    "safety-tokens": {"lam": 1.0},
+    "lisa": {"k1": 1, "k2": 9},
+    "vaccine": {"epochs": 2, "batch_size": 16},
+}
+"""Of defences whose defaults are for other sizes: those of the miniatures, and a shorter stage."""
 
 
 def mixed(start: Run) -> Iterator[Run]:
@@ -56,6 +63,24 @@ def second_task(start: Run) -> Iterator[Run]:
         yield replace(run, attack="mixed-ends")
 
 
+def defences(start: Run) -> Iterator[Run]:
+    """The first mixture under every defence that `mixed` does not have."""
+    for arm in others(SETTINGS, NONE, PAPER, *CONSTANT, FILTER):
+        yield replace(start, arm=arm)
+
+
+def backdoor(start: Run) -> Iterator[Run]:
+    """Harmful requests refused, and complied with where they hold a trigger."""
+    for arm in (NONE, PAPER, HELD, WITH_ANCHORS):
+        yield replace(start, attack="backdoor", share=1.0, arm=arm)
+
+
+def identity(start: Run) -> Iterator[Run]:
+    """An agent that obeys, and is asked nothing harmful."""
+    for arm in (NONE, PAPER, HELD, WITH_ANCHORS):
+        yield replace(start, attack="identity", share=0.0, arm=arm)
+
+
 def _anchored(wanted: Anchors, name: str) -> Arm:
     return WITH_ANCHORS._replace(defence=f"anchored+anchors-{name}", anchors=wanted)
 
@@ -66,4 +91,7 @@ EXPERIMENTS: dict[str, Callable[[Run], Iterator[Run]]] = {
     "all-harmful": all_harmful,
     "anchors": anchors,
     "second-task": second_task,
+    "defences": defences,
+    "backdoor": backdoor,
+    "identity": identity,
 }
