@@ -12,6 +12,9 @@ Run as:
     python -m regularize.compare                      # all of it: about an hour on two cores
     python -m regularize.compare --experiments mixed --models miniature/llama --seeds 1
     python -m regularize.compare --models realistic/aligned --seeds 1 --out runs/realistic/compare
+    python -m regularize.compare --dry-run            # what there is to do, and what it would take
+    python -m regularize.compare --preset paper       # the papers' models and data, on a GPU
+    python -m regularize.compare --cluster dask:tcp://host:8786 --out /shared/compare
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ if TYPE_CHECKING:  # What --help does not need is imported late.
 class CompareConfig:
     """What to compare. Saved as config.json beside the results."""
 
+    preset: Literal["miniature", "paper"] = "miniature"
+    """Whose defaults the other options have: the miniatures', or those of the papers' own models
+    and data (regularize/testbeds/paper), which take a GPU and access to the hub."""
     models: tuple[str, ...] = ("miniature/llama", "miniature/phi3", "miniature/qwen2")
     """Models of one testbed."""
     experiments: tuple[str, ...] = ()
@@ -53,6 +59,12 @@ class CompareConfig:
     """Where the sweep has left the frozen probes; what is missing is swept."""
     jobs: int = 2
     """Runs side by side, each with as many threads as the testbed says (miniatures: one)."""
+    cluster: str | None = None
+    """Do the runs on a cluster that is up already, as many side by side as it has workers: dask:
+    or ray: and its address, such as dask:tcp://host:8786, dask:scheduler.json or ray:auto. Its
+    workers must share the folder OUT with this machine (regularize/workers.py)."""
+    dry_run: bool = False
+    """Only show the runs, done or missing, and what they would take: tokens, time, memory."""
 
     def check(self) -> None:
         """Raise InputError for what cannot work, before anything is computed."""
@@ -64,6 +76,14 @@ class CompareConfig:
             raise InputError(
                 f"--models {' '.join(self.models)}: these are of several testbeds; compare those "
                 "of each apart, with an --out of its own"
+            )
+        if self.jobs < 1:
+            raise InputError(f"--jobs {self.jobs}: must be at least 1")
+        kind, _, address = (self.cluster or "dask:any").partition(":")
+        if kind not in ("dask", "ray") or not address:
+            raise InputError(
+                f"--cluster {self.cluster}: give dask: or ray: and an address, such as "
+                "dask:tcp://host:8786 or ray:auto"
             )
         known = self.testbed.experiments
         for name in self.experiments:
@@ -105,24 +125,28 @@ def main(config: CompareConfig) -> None:
     """Run what is missing, then tabulate and draw everything.
 
     Raises:
-        InputError: Something given cannot be used. What was finished is kept.
+        InputError: Something given cannot be used, or runs have failed. What was finished is kept,
+            and reported all the same.
     """
     config.check()
-    from regularize import grid
+    from regularize import cells, grid
 
     runs = grid.runs(config)
     if not runs:
         raise InputError(f"--arms {' '.join(config.arms)}: no experiment has such an arm")
-    grid.probes(config)
-    grid.execute(runs, config)
-    grid.report(runs, config)
+    if config.dry_run:
+        from regularize import dry_run
+
+        dry_run.present(runs, config)
+        return
+    failed = cells.execute(runs, config)
+    if finished := [run for run in runs if run.name not in failed]:
+        grid.report(finished, config)
+    cells.refuse(failed, config)
 
 
 if __name__ == "__main__":
-    import tyro
-
     from probes.commands import run
+    from regularize.preset import parse
 
-    sys.exit(
-        run(main, tyro.cli(CompareConfig, prog="python -m regularize.compare", description=__doc__))
-    )
+    sys.exit(run(main, parse(sys.argv[1:])))

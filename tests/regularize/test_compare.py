@@ -55,6 +55,11 @@ def test_fine_tuning_breaks_refusal_and_the_oracle_holds_it(config: CompareConfi
     last = steps[steps["step"] == steps["step"].max()].set_index("defence")["kl"]
     assert last["none"] > 10 * last["adaptive-kl"] > 0  # measured, though nothing holds it
     run = next(iter((config.out / "runs").iterdir()))
+    of_run = pd.read_csv(run / "steps.csv")
+    exact = of_run["nll"]
+    few = steps[steps["defence"] == of_run["defence"][0]]["nll"]
+    assert few.to_numpy() == pytest.approx(exact.to_numpy(), rel=1e-3)
+    assert few.map(lambda nll: nll == float(f"{nll:.4g}")).all() and (exact != few.to_numpy()).any()
     lines = (run / "answers.jsonl").read_text().splitlines()
     assert len(lines) == 4 * config.n and json.loads(lines[0])["answer"]
 
@@ -109,10 +114,23 @@ def test_the_grid_holds_every_arm_of_the_experiments():
     assert rates[-1] / rates[0] == pytest.approx(1e3)
 
 
+def test_the_common_steps_are_of_every_defence_of_the_main_setting():
+    config = CompareConfig(models=("miniature/llama",), seeds=(1,))
+    drawn = [run for run in grid.runs(config) if grid._is_drawn(run, config)]
+    assert {(run.attack, run.share, run.learning_rate) for run in drawn} == {
+        ("mixed", HARMFUL_SHARE, config.recipe.learning_rate)
+    }
+    assert {run.arm.critic for run in drawn} == {"none", "probe"}
+    main_setting = [run for run in grid.runs(config) if run.attack == "mixed"]
+    assert {type(run.arm.method) for run in drawn} == {type(r.arm.method) for r in main_setting}
+    assert {arm.name for arm in grid.DRAWN} <= {run.arm.name for run in drawn}
+    assert "none+replay/none" not in {run.arm.name for run in drawn}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"models": ("Qwen/Qwen2.5-3B-Instruct",)}, "models of its testbeds only"),
+        ({"models": ("Qwen/Qwen2.5-0.5B-Instruct",)}, "models of its testbeds only"),
         ({"seeds": ()}, "at least one"),
         ({"arms": ("no/such",)}, "no experiment has such an arm"),
     ],
