@@ -2,6 +2,7 @@
 
 Run as:
     python -m analysis
+    python -m analysis --tables paper
     python -m analysis --results runs/layer_sweep --out runs/layer_sweep
     python -m analysis --results runs/compare --out runs/compare
 """
@@ -9,10 +10,18 @@ Run as:
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import tyro
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Group
 
 
 @dataclass(frozen=True)
@@ -23,17 +32,20 @@ class AnalysisConfig:
     """Folder with scores, risks, evaluations or steps, as .parquet or .csv."""
     out: Path = Path("figures")
     """Folder for the figures: png, pdf, and the csv that is plotted."""
+    tables: Path | None = None
+    """Folder for the tables of defences, their stability and their cost, as Markdown (md), LaTeX
+    (tex) and csv. Default: they are only printed."""
 
 
 def main(config: AnalysisConfig) -> None:
-    """Draw every figure whose table is there; print the tables of AUROC and of defences.
+    """Draw every figure whose table is there; print the tables, of AUROC and of defences.
 
     Raises:
         TableError: there is no table, or one is broken.
     """
     from rich.console import Console
 
-    from analysis import defences, figures, results, tables
+    from analysis import figures, results, tables
 
     read = results.read_all(config.results)
     console = Console()
@@ -42,13 +54,48 @@ def main(config: AnalysisConfig) -> None:
     if "scores" in read:
         for _, scores in results.slices(read["scores"]):
             console.print(tables.render(scores))
-    if "evaluations" in read:
-        for suffix, evaluations in results.slices(read["evaluations"], "evaluations"):
-            if suffix:
-                console.print(f"\n{suffix.removeprefix('-')}", style="bold", highlight=False)
-            console.print(defences.render(evaluations), highlight=False)
+    for name, (shown, contents) in _of_defences(read).items():
+        if "-" in name:  # one of several detectors, say
+            title = name.partition("-")[2]
+            console.print(f"\n{title}", style="bold", highlight=False)
+        console.print(shown, highlight=False)
+        if config.tables is not None:
+            stem = f"table_{name}"  # none of them is that of a figure, or of what was read
+            results.replace({config.tables / f"{stem}.{kind}": contents[kind] for kind in contents})
+            console.print(f"{config.tables / stem}.md (.tex, .csv)", highlight=False)
     for picture in figures.redraw(read, config.out):
         console.print(f"{picture} (.pdf, .csv)", highlight=False)
+
+
+def _of_defences(read: Mapping[str, pd.DataFrame]) -> dict[str, tuple[Group, dict[str, bytes]]]:
+    """The tables of defences by name: for the terminal, and the contents of their files."""
+    from analysis import costs, defences, results, stability
+
+    found = {}
+
+    def add(name: str, module: ModuleType, table: pd.DataFrame, *of: object) -> None:
+        found[name] = (
+            module.render(*of),
+            {
+                "md": module.markdown(*of).encode(),
+                "tex": module.latex(*of).encode(),
+                "csv": results.csv(table),
+            },
+        )
+
+    slices = []
+    if "evaluations" in read:
+        slices = list(results.slices(read["evaluations"], "evaluations"))
+    for suffix, evaluations in slices:
+        add(f"defences{suffix}", defences, defences.defence_table(evaluations), evaluations)
+    if "steps" in read:
+        # The detectors differ in what they say of the answers: the first one's word is taken.
+        of = (read["steps"], slices[0].table if slices else None)
+        with suppress(results.NothingToDraw):
+            add("stability", stability, stability.stability_table(*of), *of)
+    if "costs" in read:
+        add("cost", costs, costs.cost_table(read["costs"]), read["costs"])
+    return found
 
 
 def run() -> None:

@@ -11,19 +11,20 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from analysis import arms, results, seeds
+from analysis import arms, results, seeds, typeset
 
 RUN = ["model", *arms.SETTING, "defence", "critic"]
 """What tells two training runs of one seed apart."""
 HEADINGS = {
     "attack_success": "attack success", "attack_success_worst": "worst seed",
-    "attack_success_exact": "exact", "refusal": "refusal", "incoherent": "inco-herent",
-    "over_refusal": "over refusal", "utility": "utility", "new_task": "new task",
+    "attack_success_exact": "exact", "attack_success_backdoor": "with trig-ger",
+    "attack_success_identity": "as ser-vant", "refusal": "re-fusal", "incoherent": "inco-herent",
+    "over_refusal": "over re-fusal", "utility": "uti-lity", "new_task": "new task",
     "compliance_probability": "p of comply", "refusal_xstest": "refusal XSTest",
     "over_refusal_xstest": "over refusal XSTest", "ordinary_answered": "ordi-nary answered",
     "ordinary_in_format": "in task format",
 }  # fmt: skip
-"""The columns that are printed, in this order; the table itself holds every metric.
+"""The columns that are printed, in this order, where a run has the metric; the table holds all.
 
 A blank or a hyphen is where a heading is broken to fit the terminal.
 """
@@ -39,6 +40,8 @@ class _Block(NamedTuple):
     """What is printed of one model in one setting."""
 
     title: str
+    shown: list[str]
+    """Metrics: the columns but the first."""
     rows: list[list[str]]
 
 
@@ -94,7 +97,7 @@ def measured(evaluations: pd.DataFrame, *metrics: str) -> pd.DataFrame:
 
 def render(evaluations: pd.DataFrame) -> Group:
     """The defences of every model and setting in percent, for a terminal of 100 columns."""
-    shown, blocks = _blocks(defence_table(evaluations), ("attack_success",))
+    blocks = _blocks(defence_table(evaluations), ("attack_success",))
     names = ["defence, critic", *(cells[0] for block in blocks for cells in block.rows)]
     width = min(24, max(map(len, names)))  # With all other columns that makes 100.
     tables = []
@@ -104,7 +107,7 @@ def render(evaluations: pd.DataFrame) -> Group:
             box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
         )  # fmt: skip
         table.add_column("defence, critic", width=width, overflow="fold")
-        for metric in shown:
+        for metric in block.shown:
             heading = HEADINGS[metric].replace(" ", "\n").replace("-", "-\n")
             wide = 17 if metric == "attack_success" else None  # So that all blocks are aligned.
             table.add_column(heading, justify="right", no_wrap=True, min_width=wide)
@@ -116,15 +119,19 @@ def render(evaluations: pd.DataFrame) -> Group:
 
 def markdown(evaluations: pd.DataFrame) -> str:
     """The same as GitHub's Markdown, a table for every model and setting."""
-    shown, blocks = _blocks(defence_table(evaluations), WITH_INTERVAL)
-    head = ["defence, critic", *(HEADINGS[metric].replace("-", "") for metric in shown)]
-    rule = ["---"] + ["---:"] * len(shown)
     tables = [
-        f"**{block.title}**\n\n"
-        + "".join(f"| {' | '.join(cells)} |\n" for cells in [head, rule, *block.rows])
-        for block in blocks
+        f"**{block.title}**\n\n{typeset.markdown(_head(block.shown), block.rows)}"
+        for block in _blocks(defence_table(evaluations), WITH_INTERVAL)
     ]
     return "\n".join([*tables, f"{CAPTION}\n"])
+
+
+def latex(evaluations: pd.DataFrame) -> str:
+    """The same for a paper; needs booktabs."""
+    return "\n".join(
+        typeset.latex(_head(block.shown), block.rows, f"{block.title}. {CAPTION}")
+        for block in _blocks(defence_table(evaluations), WITH_INTERVAL)
+    )
 
 
 def side_by_side(evaluations: pd.DataFrame) -> str:
@@ -135,35 +142,46 @@ def side_by_side(evaluations: pd.DataFrame) -> str:
     """
     table = defence_table(evaluations)
     models = list(dict.fromkeys(table["model"]))
-    shown = [metric for metric in HEADINGS if metric in table]
     trained = table[table["defence"] != arms.BEFORE]
+    shown = _shown(trained if len(trained) else table, table)
     if len(trained[arms.SETTING].drop_duplicates()) > 1:
         raise results.TableError("rows of several settings; choose an attack, a share and a rate")
-    head = ["defence, critic", *(HEADINGS[metric].replace("-", "") for metric in shown)]
-    lines = [head, ["---"] + ["---:"] * len(shown)]
+    lines = []
     for (defence, critic), rows in table.groupby(["defence", "critic"], sort=False):
         values = rows.set_index("model").reindex(models)
         cells = [" / ".join(_percent(row, m, ()) for _, row in values.iterrows()) for m in shown]
         lines.append([arms.label(str(defence), str(critic)), *cells])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return typeset.markdown(_head(shown), lines)
 
 
-def _blocks(table: pd.DataFrame, with_interval: Sequence[str]) -> tuple[list[str], list[_Block]]:
-    """The metrics that are printed, and a block for every model and setting."""
-    shown = [metric for metric in HEADINGS if metric in table]
+def _head(shown: Sequence[str]) -> list[str]:
+    """The headings of a table that may be as wide as it likes."""
+    return ["defence, critic", *(HEADINGS[metric].replace("-", "") for metric in shown)]
+
+
+def _shown(lines: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    """The metrics to print of some lines of a table: none that only others have."""
+    known = [name for name in HEADINGS if name in table]
+    return [name for name in known if lines[name].notna().any() or table[name].isna().all()]
+
+
+def _blocks(table: pd.DataFrame, with_interval: Sequence[str]) -> list[_Block]:
+    """A block for every model and setting."""
     blocks = []
     for model, of_model in table.groupby("model", sort=False):
         untrained = of_model[of_model["defence"] == arms.BEFORE]
         trained = of_model.drop(untrained.index)
         settings = [part for _, part in trained.groupby(arms.SETTING, sort=False, dropna=False)]
         for part in settings or [untrained[:0]]:
+            shown = _shown(part if len(part) else untrained, table)
             rows = [
                 [arms.label(row["defence"], row["critic"]),
                  *(_percent(row, metric, with_interval) for metric in shown)]
                 for _, row in pd.concat([untrained, part]).iterrows()
             ]  # fmt: skip
-            blocks.append(_Block(f"{model}: {_setting(part)}" if len(part) else str(model), rows))
-    return shown, blocks
+            title = f"{model}: {_setting(part)}" if len(part) else str(model)
+            blocks.append(_Block(title, shown, rows))
+    return blocks
 
 
 def _setting(part: pd.DataFrame) -> str:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from analysis.rows import TABLES as TABLES
 from analysis.rows import BenchRow as BenchRow
+from analysis.rows import CostRow as CostRow
 from analysis.rows import EvaluationRow as EvaluationRow
 from analysis.rows import RiskRow as RiskRow
 from analysis.rows import ScoreRow as ScoreRow
@@ -35,6 +36,7 @@ VARIANTS = {
     "scores": ("train_set", "hook_point", "position", "seed"),
     "risks": ("train_set",),
     "evaluations": ("prompts", "detector"),
+    "costs": ("model",),
 }
 """Table -> columns of which a picture shows one value: with several it is drawn several times.
 

@@ -155,11 +155,54 @@ class BenchRow:
     """Largest absolute difference between the two results."""
 
 
+@dataclass(frozen=True, slots=True)
+class CostRow:
+    """What one defence costs beside plain fine-tuning, measured side by side in one run."""
+
+    model: str
+    """The model as named on the command line."""
+    defence: str
+    """The defence's name on the command line: none, adaptive-kl, ..."""
+    critic: str
+    """As in `EvaluationRow`."""
+    time_ratio: float
+    """Time of an optimizer step over that of plain fine-tuning: medians over rounds."""
+    time_ratio_lo: float
+    """Lower end of the 95 % interval over rounds."""
+    time_ratio_hi: float
+    """Upper end of it."""
+    memory_ratio: float
+    """Peak memory of the steps, above model and data, over plain fine-tuning's; NaN where it was
+    not measured."""
+    memory: str
+    """What memory was measured: resident (of the process), cuda (torch's allocator), or none."""
+    step_passes: float
+    """Tokens that go forward through a model in the steps, over those of plain fine-tuning."""
+    steps: float
+    """Optimizer steps of the whole training over plain fine-tuning's."""
+    before: float
+    """Time before the first step, beyond plain fine-tuning's own, over the time of its training."""
+    before_passes: float
+    """Forward passes before the first step, beyond plain fine-tuning's own: tokens over those of
+    the training data."""
+    after: float
+    """Time after the last step, as `before`."""
+    after_passes: float
+    """Forward passes after the last step, as `before_passes`."""
+    clock: str
+    """What told the time: wall, or processor (seconds in which the process was computing)."""
+    rounds: int
+    """Rounds that steps were timed in, each with some steps of every defence."""
+    failed: str
+    """Why there are no numbers; empty if there are."""
+
+
 TABLES: dict[str, type] = {
     "scores": ScoreRow,
     "risks": RiskRow,
     "evaluations": EvaluationRow,
     "steps": StepRow,
     "bench": BenchRow,
+    "costs": CostRow,
 }
 """File stem -> row."""

@@ -31,6 +31,8 @@ SHARES = {
     "y": (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1),
 }
 """Ticks of an axis of shares: of those across fewer have room."""
+RATIOS = tuple(digit * 10.0**power for power in range(-3, 5) for digit in (1, 1.5, 2, 3, 5))
+"""Ticks of a logarithmic axis of ratios, which may span less than a decade."""
 QUIET = "#8a8a8a"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 MARKERS = ("s", "^", "D", "v", "P", "X", "p")

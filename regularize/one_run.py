@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,9 +18,11 @@ from regularize import remembered, show, testbeds
 from regularize.arms import Run
 from regularize.critics import Critic
 from regularize.data import Example
-from regularize.defences import Defence
 from regularize.given import given
 from regularize.testbeds import Evaluation, Recipe, Split
+
+if TYPE_CHECKING:
+    from regularize.trainer import RegularizedTrainer
 
 
 class Tuned(NamedTuple):
@@ -67,8 +69,8 @@ def fine_tune(
     recipe = replace(recipe, learning_rate=run.learning_rate)
     critic = critic and remembered.Remembered(critic, cache)
     tuned, log = _train(
-        chat, examples, anchors, run.arm.method, critic, recipe,
-        seed=run.seed, cache=cache, measure_kl=measure_kl,
+        chat, examples, recipe, seed=run.seed,
+        anchors=anchors, defence=run.arm.method, critic=critic, cache=cache, measure_kl=measure_kl,
         **given(run.arm.method, testbed.given(run.model), chat, seed=run.seed),
     )  # fmt: skip
     evaluation = testbed.evaluate(tuned, attack=run.attack, n=n, seed=run.seed, split=split)
@@ -76,66 +78,66 @@ def fine_tune(
     return Tuned(evaluation, log)
 
 
-def _train(
-    chat: ChatModel,
-    examples: list[Example],
-    anchors: list[Example],
-    defence: Defence,
-    critic: Critic | None,
-    recipe: Recipe,
-    *,
-    seed: int,
-    cache: Path,
-    measure_kl: bool,
-    **given: Any,
-) -> tuple[ChatModel, list[dict[str, Any]]]:
-    from peft import LoraConfig
+def arguments(recipe: Recipe, chat: ChatModel, folder: str, *, seed: int, **options: Any) -> Any:
+    """transformers' `TrainingArguments` of a recipe; `options` are more of them."""
     from transformers import TrainingArguments
-
-    from regularize.trainer import RegularizedTrainer
 
     # Named only where it is wanted: older releases call it otherwise.
     sampling: dict[str, Any] = (
         {"train_sampling_strategy": "group_by_length"} if recipe.by_length else {}
     )
+    return TrainingArguments(
+        folder,
+        per_device_train_batch_size=recipe.batch_size,
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=0.0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        use_cpu=chat.model.device.type == "cpu",
+        bf16=chat.model.dtype == torch.bfloat16,  # the adapter itself is in float32
+        seed=seed,
+        **sampling,
+        **options,
+    )
+
+
+def trainer_of(
+    chat: ChatModel, examples: list[Example], recipe: Recipe, args: Any, **options: Any
+) -> RegularizedTrainer:
+    """A trainer with the recipe's adapter; `options` are the `RegularizedTrainer`'s."""
+    from peft import LoraConfig
+
+    from regularize.trainer import RegularizedTrainer
+
+    trainer = RegularizedTrainer(
+        chat.model,
+        args,
+        examples,
+        processing_class=chat.tokenizer,
+        peft_config=LoraConfig(
+            r=recipe.lora_rank,
+            lora_alpha=2 * recipe.lora_rank,
+            target_modules=_targets(chat, recipe.lora_from),
+            task_type="CAUSAL_LM",
+        ),
+        **options,
+    )
+    show.quiet(trainer)
+    return trainer
+
+
+def _train(
+    chat: ChatModel, examples: list[Example], recipe: Recipe, *, seed: int, **options: Any
+) -> tuple[ChatModel, list[dict[str, Any]]]:
     with TemporaryDirectory() as scratch:
-        args = TrainingArguments(
-            scratch,
-            per_device_train_batch_size=recipe.batch_size,
-            num_train_epochs=recipe.epochs,
-            learning_rate=recipe.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=recipe.warmup_steps,
-            weight_decay=0.0,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            use_cpu=chat.model.device.type == "cpu",
-            bf16=chat.model.dtype == torch.bfloat16,  # the adapter itself is in float32
-            seed=seed,
-            **sampling,
-        )
-        trainer = RegularizedTrainer(
-            chat.model,
-            args,
-            examples,
-            processing_class=chat.tokenizer,
-            defence=defence,
-            critic=critic,
-            anchors=anchors,
-            peft_config=LoraConfig(
-                r=recipe.lora_rank,
-                lora_alpha=2 * recipe.lora_rank,
-                target_modules=_targets(chat, recipe.lora_from),
-                task_type="CAUSAL_LM",
-            ),
-            measure_kl=measure_kl,
-            cache=cache,
-            **given,
-        )
-        show.quiet(trainer)
+        args = arguments(recipe, chat, scratch, seed=seed)
+        trainer = trainer_of(chat, examples, recipe, args, **options)
         trainer.train()
     model: Any = trainer.model
     return replace(chat, model=model.eval()), trainer.steps()

@@ -65,7 +65,7 @@ class PerturbedTrainer(Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         inputs = self._prepare_inputs(inputs)
-        # Out of the wrapper of several processes, which awaits a backward pass after each forward.
+        # Out of the wrapper of several processes: this pass leaves them no gradients to exchange.
         inner = self.accelerator.unwrap_model(model)
         with outputs(self._attentions) as found, self.compute_loss_context_manager():
             loss: Any = self.compute_loss(inner, inputs)

@@ -18,8 +18,8 @@ changed more, up to a point (s_i^2 = ||d||_F), beyond which it rises again. We f
 (`projection` frobenius; exact is eq. 3). Where alignment has changed nothing at all, C = 0.
 
 As C is small beside I in most directions, much of the penalty is weight decay towards the aligned
-model, whatever alignment has changed. The control is `projection` none: C = 0 everywhere. On the
-miniatures it protects as well.
+model, whatever alignment has changed. The control is `projection` none: C = 0 everywhere. On
+miniature/llama it protects as well.
 
 The released code takes dW = B A of LoRA, without the scale alpha / r, which `scaled` puts back. It
 pairs adapters with d by their order, here they are paired by name. It adds the penalty to every

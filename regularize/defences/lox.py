@@ -8,7 +8,7 @@ Fine-tuning"): with dW = W_aligned - W_base = U S V^T of each weight matrix,
 and plain fine-tuning from there. k = 6 and a = 1.25 are the paper's for Llama-2-7B, its best
 aligned model; for its others k = 3. k should be the least rank at which W_base + U_k S_k V_k^T
 refuses as the aligned model does. k = 0, all of dW, is ExPO (arXiv 2404.16792). Where alignment has
-changed much, as in the miniatures, a = 1.25 goes too far and breaks the model before any training.
+changed much, as in miniature/llama, a = 1.25 breaks the model before any training.
 
 As in the released code, embeddings and head are changed too; where they are tied, once. There k and
 a default to 0 and 1, here to the paper's. Whoever looks at a reference policy (anchors,

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 
-from analysis.results import EvaluationRow, RiskRow, ScoreRow, StepRow
+from analysis.results import CostRow, EvaluationRow, RiskRow, ScoreRow, StepRow
 
 HELD_OUT = (
     "miniature:held-out-category",
@@ -208,4 +208,31 @@ def steps(models=MODELS, arms=ARMS, seeds=(0, 1, 2), n_steps=120) -> list[StepRo
                             grad_norm=float(np.exp(0.3 * rng.standard_normal())),
                         )
                     )
+    return rows
+
+
+def costs(models=("miniature/llama",), arms=MANY_ARMS) -> list[CostRow]:
+    """One arm a little dearer than the one before; one is aligned before, one has failed."""
+    rows = []
+    nothing = dict.fromkeys(
+        ("time_ratio", "time_ratio_lo", "time_ratio_hi", "memory_ratio", "step_passes", "steps",
+         "before", "before_passes", "after", "after_passes"), float("nan"),
+    )  # fmt: skip
+    for model in models:
+        for i, (defence, critic) in enumerate(arm for arm in arms if arm[0] != "before"):
+            numbers = {
+                "time_ratio": 1 + 0.07 * i, "time_ratio_lo": 0.97 + 0.065 * i,
+                "time_ratio_hi": 1.02 + 0.08 * i, "memory_ratio": 1 + 0.02 * i,
+                "step_passes": 1.0 + (defence == "constant-kl-.5"), "steps": 1.0 - 0.005 * i,
+                "before": -0.002 if i == 0 else 6.4 if defence == "vaccine" else 0.02 * i,
+                "before_passes": 0.5 * (critic != "none"), "after": 0.03 * (defence == "lisa"),
+                "after_passes": 0.2 * (defence == "lisa"),
+            }  # fmt: skip
+            failed = "InputError: too few steps" if defence == "reweight" else ""
+            rows.append(
+                CostRow(
+                    model=model, defence=defence, critic=critic, memory="resident",
+                    clock="wall", rounds=20, failed=failed, **(nothing if failed else numbers),
+                )
+            )  # fmt: skip
     return rows

@@ -65,8 +65,31 @@ def test_defences_are_printed_and_drawn_from_their_tables_alone(tmp_path):
     assert "AUROC" not in done.stdout
     drawn = {path.stem for path in (tmp_path / "out").iterdir()}
     assert drawn == {
-        "attack_by_learning_rate", "attack_by_share", "safety_utility", "training_curves"
+        "attack_by_learning_rate", "attack_by_share", "loss_curves", "safety_utility",
+        "training_curves",
     }  # fmt: skip
+
+
+def test_stability_and_cost_are_printed_drawn_and_written_as_tables(tmp_path):
+    one = [("mixed", 0.09, 5e-3)]
+    results.write(synthetic.evaluations(models=("m",), settings=one), tmp_path / "evaluations")
+    results.write(synthetic.steps(models=("m",), n_steps=30), tmp_path / "steps")
+    results.write(synthetic.costs(models=("m",)), tmp_path / "costs")
+    tables = tmp_path / "tables"
+    done = run("--results", tmp_path, "--out", tmp_path / "out", "--tables", tables)
+    assert done.returncode == 0, done.stderr
+    for words in ("spikes beside SFT's, seed by seed", "m, reweight: not measured"):
+        assert words in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100 + len(str(tables))
+    drawn = {path.stem for path in (tmp_path / "out").iterdir()}
+    assert drawn == {"cost", "loss_curves", "safety_utility", "stability", "training_curves"}
+    written = {f"table_{name}.{kind}" for name in ("cost", "defences", "stability")
+               for kind in ("md", "tex", "csv")}  # fmt: skip
+    assert {path.name for path in tables.iterdir()} == written
+    for name in ("cost", "defences", "stability"):
+        assert (tables / f"table_{name}.md").read_text().count("| SFT |") == 1
+        assert "\nSFT & " in (tables / f"table_{name}.tex").read_text()
+    assert len(pd.read_csv(tables / "table_stability.csv")) == 7
 
 
 def test_evaluations_of_several_detectors_are_printed_one_by_one(tmp_path):

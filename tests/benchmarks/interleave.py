@@ -1,12 +1,13 @@
-"""Time two ways of doing one thing, turn by turn, so that a noisy machine disturbs both alike."""
+"""Two ways of doing one thing, side by side: their times, turn by turn, and their results."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+from regularize import interleave
 
 
 class Case(NamedTuple):
@@ -36,14 +37,7 @@ def measure(case: Case, *, rounds: int) -> Ratio:
     parity = float(np.abs(case.ours() - case.theirs()).max())
     if case.parity is not None:
         parity = case.parity()
-    ratios = []
-    for turn in range(rounds):
-        pair = [("ours", case.ours), ("theirs", case.theirs)]
-        seconds = {}
-        for name, job in pair if turn % 2 == 0 else reversed(pair):
-            start = time.perf_counter()
-            job()
-            seconds[name] = time.perf_counter() - start
-        ratios.append(seconds["ours"] / seconds["theirs"])
+    times = interleave.seconds({"ours": case.ours, "theirs": case.theirs}, rounds=rounds)
+    ratios = np.divide(times["ours"], times["theirs"])
     lo, median, hi = np.quantile(ratios, [0.25, 0.5, 0.75])
     return Ratio(float(median), float(lo), float(hi), parity)

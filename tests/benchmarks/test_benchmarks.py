@@ -1,15 +1,18 @@
 """The benchmarks measure what they say, at small sizes."""
 
 import os
-import subprocess
-import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
-from tests.benchmarks import memory, step
+from probes.errors import InputError
+from regularize import memory
+from tests.benchmarks import memory as of_cases
+from tests.benchmarks import step
 from tests.benchmarks.interleave import Case, measure
 
 
@@ -30,36 +33,49 @@ def test_jobs_that_differ_by_intent_are_compared_in_what_they_share() -> None:
     assert measure(Case("bench", "case", "baseline", *jobs, lambda: 0.5), rounds=1).parity == 0.5
 
 
-PEAK = """
-import torch
-from tests.benchmarks import memory
+MB = 2**20 // 4
 
-kept, MB = torch.ones(8 * 2**20), 2**20 // 4
 
-def job():
+def three_times() -> None:
     for _ in range(3):
         large = torch.ones(48 * MB)
         small = large[: 16 * MB].clone()
         del large, small
 
-job()
-print(memory.peak(job))
-"""
+
+def peak_of_three() -> int:
+    kept = torch.ones(8 * 2**20)
+    three_times()
+    found = memory.peak(three_times)
+    del kept
+    return found
 
 
-@pytest.mark.skipif(not memory.RESET.exists(), reason="only Linux tells the peak")
+@pytest.mark.skipif(not memory.is_known(), reason="only Linux tells the peak")
 def test_the_peak_is_what_a_job_holds_at_once() -> None:
     """Neither what was there before it, nor what it holds one after the other."""
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK],
-        cwd=memory.ROOT, env=os.environ | memory.RETURNED, capture_output=True, check=True,
-    )  # fmt: skip
-    assert int(done.stdout) == pytest.approx(64 * 2**20, rel=0.05)
+    assert memory.alone(peak_of_three) == pytest.approx(64 * 2**20, rel=0.05)
+
+
+def fails() -> None:
+    raise InputError("no such thing")
+
+
+def dies() -> None:
+    os._exit(1)
+
+
+def test_what_a_process_of_its_own_ends_with_is_told() -> None:
+    with pytest.raises(InputError, match="no such thing"):
+        memory.alone(fails)
+    with pytest.raises(BrokenProcessPool):
+        memory.alone(dies)
+    assert not set(memory.RETURNED) & set(os.environ)
 
 
 def test_where_the_peak_is_not_told_the_ratio_is_not_a_number(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(memory, "RESET", tmp_path / "clear_refs")
-    assert np.isnan(memory.ratio("step", 0))
+    assert np.isnan(of_cases.ratio("step", 0))
 
 
 def test_the_steps_agree_and_again_after_a_step() -> None:
