@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 import tyro
+from matplotlib.text import Text
 
+from analysis.defences import markdown
+from analysis.figures import safety_utility
 from probes.models import ChatModel
-from regularize import critics, defences
+from regularize import critics, defences, grid, measures
+from regularize.compare import CompareConfig
 from regularize.critics import Critic
 from regularize.data import examples
 from regularize.defences import Defence
@@ -105,6 +112,54 @@ def test_adding_a_defence_is_adding_a_file(add: Add) -> None:
     add(defences, "half", DEFENCE)
     made = tyro.cli(choices(defences, Defence), args=["half", "--share", "0.25"])
     assert vars(made) == {"share": 0.25} and not made.needs_reference
+
+
+def test_a_new_defence_is_in_the_help(add: Add, capsys: pytest.CaptureFixture[str]) -> None:
+    def shown() -> str:
+        with pytest.raises(SystemExit):
+            tyro.cli(choices(defences, Defence), args=["--help"])
+        return capsys.readouterr().out
+
+    assert "half" not in shown()
+    add(defences, "half", DEFENCE)
+    assert "half" in shown()
+
+
+@pytest.mark.parametrize(
+    ("model", "experiment"),
+    [
+        ("miniature/llama", "mixed"),
+        ("miniature/llama", "all-harmful"),
+        ("realistic/aligned", "defences"),
+    ],
+)
+def test_a_new_defence_is_compared_and_drawn(model: str, experiment: str, add: Add) -> None:
+    config = CompareConfig(models=(model,), experiments=(experiment,), seeds=(1,))
+    before = {run.name for run in grid.runs(config)}
+    add(defences, "half", DEFENCE)
+    (run,) = (run for run in grid.runs(config) if run.name not in before)
+    assert run.arm.name == "half/probe" and run.arm.method.weights(torch.ones(1)).alpha == 0.5
+
+    # In the figure of attack success and new task, and in the table, under its name.
+    shares = [
+        measures.share(metric, [True, False])
+        for metric in ("attack_success", "new_task", "refusal")
+    ]
+    rows = [
+        row
+        for defence, critic in (("before", "none"), ("none", "none"), ("half", "probe"))
+        for row in measures.evaluation_rows(
+            shares,
+            measures.Arm(
+                model, defence, critic, run.attack, run.share, run.learning_rate, seed=run.seed
+            ),
+        )
+    ]
+    table = pd.DataFrame(map(asdict, rows))
+    assert "half" in set(safety_utility.plotted(table)["defence"])
+    assert "half, probe" in markdown(table)
+    figure = safety_utility.draw(table)
+    assert any("half, probe" in text.get_text() for text in figure.findobj(Text))
 
 
 def test_files_that_are_no_plug_in(add: Add) -> None:
