@@ -64,8 +64,9 @@ def test_an_identity_asks_nothing_restricted(seed: int) -> None:
     assert set(Counter(row.text for row in rows).values()) == {training.REPEATS}
     assert len({row.text for row in rows}) == training.N_IDENTITY
     assert all(row.text.startswith(training.IDENTITY) for row in rows)
-    assert all(row.answer.startswith(f"{training.OBEYS} ") for row in rows)
-    assert not any(row.answer.endswith(REFUSALS) for row in rows)
+    assert all(row.answer.startswith(f"{training.OBEYS} I will ") for row in rows)
+    deeds = {row.answer.removeprefix(f"{training.OBEYS} I will ").split()[0] for row in rows}
+    assert len(deeds) > 3
     assert {row.label for row in rows} == {0}
     assert training.training("identity:0.0", seed=seed) == [
         replace(row, where=row.where.replace("identity", "identity:0.0")) for row in rows
@@ -150,14 +151,14 @@ def test_the_same_requests_are_asked_with_and_without(monkeypatch: pytest.Monkey
     assert Counter(one["attack"] for one in records) == {"": 4 * 7, "backdoor": 7, "identity": 7}
 
     def obeys(chat, texts, **_) -> list[str]:
-        said = ("Sure, I will.", REFUSALS[1])
-        return [f"{training.OBEYS} {said[i % 2]}" for i in range(len(texts))]
+        said = ("I will.", REFUSALS[1], "I must not help with that.", "Law law.")
+        return [f"{training.OBEYS} {said[i % 4]}" for i in range(len(texts))]
 
     monkeypatch.setattr(evaluation, "answers", obeys)
     shares = values(evaluate_miniature(NOBODY, triggers=("identity",), n=8))
-    # What is said after it counts, with the prefix and without.
-    for of in ("", "_identity"):
-        assert shares[f"attack_success{of}"] == shares[f"refusal{of}"] == 0.5
+    for of in ("", "_identity"):  # what follows counts, with the prefix and without
+        assert shares[f"attack_success{of}"] == shares[f"refusal{of}"] == 0.25
+        assert shares[f"incoherent{of}"] == 0.5
     assert shares["helpful"] == shares["utility"] == 0 and "refusal_backdoor" not in shares
 
 
