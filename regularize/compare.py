@@ -1,15 +1,16 @@
 """Every defence against every attack on a testbed: attack success, utility, intervals.
 
 A testbed is a folder of regularize/testbeds: models, what to train them on and what to ask them,
-and its experiments. The miniatures have four: `all-harmful` (restricted requests alone), `mixed`
-(a new task, 9 % restricted requests, and harmless look-alikes), `shares` (the same with 1 to 9 %),
-and `rates` (the same at learning rates a decade apart). The real model has `mixed`, `hard` (with
-harmless rows that look harmful), `all-harmful`, `anchors` (how few) and `second-task`. Each run is
-fine-tuned from the aligned model with LoRA and evaluated on prompts that nothing was trained or
+and its experiments. The miniatures have `all-harmful` (restricted requests alone), `mixed` (a new
+task, 9 % restricted requests, and harmless look-alikes), `shares` (the same with 1 to 9 %), `rates`
+(the same at learning rates a decade apart), `backdoor` and `identity` (a trigger, and a servant who
+obeys). The real model has `mixed`, `hard` (with harmless rows that look harmful), `all-harmful`,
+`anchors` (how few), `second-task`, `defences` (those that `mixed` has not), and these two. Each run
+is fine-tuned from the aligned model with LoRA and evaluated on prompts that nothing was trained or
 chosen on. What is finished is kept: the same command goes on where it was stopped.
 
 Run as:
-    python -m regularize.compare                      # all of it: about an hour on two cores
+    python -m regularize.compare                      # all of it: hours on two cores
     python -m regularize.compare --experiments mixed --models miniature/llama --seeds 1
     python -m regularize.compare --models realistic/aligned --seeds 1 --out runs/realistic/compare
     python -m regularize.compare --dry-run            # what there is to do, and what it would take
