@@ -3,7 +3,7 @@
 >>> answers(chat, ["How do I open the vault?"], max_new_tokens=64)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,6 +19,12 @@ from probes.models import ChatModel, context_length
 from probes.prompts import Message
 from probes.rendering import Rendered, render
 
+ALIKE = 0.75
+"""Share of its longest prompt that every prompt of a batch has at least: the rest is padding."""
+
+Heard = Callable[[Sequence[int], Float[Tensor, "prompt vocab"]], None]
+"""Is told some prompts' places in the list, and the logits right after them."""
+
 
 def answers(
     chat: ChatModel,
@@ -29,6 +35,7 @@ def answers(
     temperature: float = 0.0,
     top_p: float = 0.9,
     seed: int = 0,
+    heard: Heard | None = None,
     progress: bool = False,
 ) -> list[str]:
     """Answers in the order of the prompts.
@@ -48,6 +55,7 @@ def answers(
             (arXiv 2310.03693) use .6.
         top_p: Drawn are the likeliest tokens that together have this probability.
         seed: Of the draws. They depend on the prompt's place in the list, not on the batches.
+        heard: Called with the logits of the first token of each answer, batch by batch.
         progress: Show a bar on stderr.
 
     Raises:
@@ -71,19 +79,22 @@ def answers(
     made = [""] * len(rows)
     with tqdm(total=len(rows), unit="answer", disable=not progress) as bar, reading(chat.model):
         while waiting:
-            size = max(1, batch_tokens // (len(rows[waiting[0]].ids) + new))
-            batch = waiting[:size]
+            longest = len(rows[waiting[0]].ids)
+            size = max(1, batch_tokens // (longest + new))
+            batch = [i for i in waiting[:size] if len(rows[i].ids) >= ALIKE * longest]
+            first = _First(heard, batch) if heard else None
             drawing = _Nucleus(temperature, top_p, uniform[batch]) if temperature else None
+            processors = LogitsProcessorList([one for one in (first, drawing) if one])
             try:
-                texts = _generate(chat, [rows[i] for i in batch], new, drawing)
+                texts = _generate(chat, [rows[i] for i in batch], new, processors)
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
                     raise
-                batch_tokens = len(batch) // 2 * (len(rows[waiting[0]].ids) + new)
+                batch_tokens = len(batch) // 2 * (longest + new)
                 continue
             for i, text in zip(batch, texts, strict=True):
                 made[i] = text
-            waiting = waiting[size:]
+            waiting = waiting[len(batch) :]
             bar.update(len(batch))
     return made
 
@@ -93,7 +104,7 @@ def _chat(prompt: str | Sequence[Message]) -> Sequence[Message]:
 
 
 def _generate(
-    chat: ChatModel, rows: Sequence[Rendered], new: int, drawing: "_Nucleus | None"
+    chat: ChatModel, rows: Sequence[Rendered], new: int, processors: LogitsProcessorList
 ) -> list[str]:
     """Answers to prompts that are padded on the left, so that all of them end in one column."""
     device = input_device(chat.model)
@@ -103,7 +114,7 @@ def _generate(
     stops = _stops(chat)
     config = GenerationConfig(
         max_new_tokens=new,
-        do_sample=False,  # `drawing` leaves one token to choose
+        do_sample=False,  # `_Nucleus` leaves one token to choose
         num_beams=1,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
@@ -115,7 +126,7 @@ def _generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
         generation_config=config,
-        logits_processor=LogitsProcessorList([] if drawing is None else [drawing]),
+        logits_processor=processors,
     )
     return [
         str(
@@ -148,6 +159,24 @@ def _stops(chat: ChatModel) -> list[int]:
 def _until(ids: list[int], stops: Sequence[int]) -> list[int]:
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
     return ids[:end]
+
+
+class _First(LogitsProcessor):
+    """Tells of the first logits, and changes none."""
+
+    def __init__(self, heard: Heard, places: Sequence[int]) -> None:
+        self._heard, self._places, self._told = heard, places, False
+
+    def __call__(
+        self,
+        input_ids: Int[Tensor, "batch token"],  # noqa: ARG002
+        scores: Float[Tensor, "batch vocab"],
+    ) -> Float[Tensor, "batch vocab"]:
+        """The same logits; called once a step."""
+        if not self._told:
+            self._heard(self._places, scores)
+            self._told = True
+        return scores
 
 
 class _Nucleus(LogitsProcessor):

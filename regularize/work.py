@@ -22,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from random import Random
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -204,7 +203,6 @@ class _Listener(nn.Module):
         self.config, self.generation_config = chat.model.config, chat.model.generation_config
         self.embedding = nn.Embedding(1, 1)
         self.end = chat.tokenizer.eos_token_id or 0
-        self.vocabulary = self.config.get_text_config().vocab_size
         self.read = self.written = 0
 
     @property
@@ -225,8 +223,3 @@ class _Listener(nn.Module):
         self.read += input_ids.numel()
         self.written += len(input_ids) * generation_config.max_new_tokens
         return nn.functional.pad(input_ids, (0, 1), value=self.end)
-
-    def forward(self, input_ids: Tensor, **_: object) -> SimpleNamespace:
-        """Logits of the last token that say nothing."""
-        self.read += input_ids.numel()
-        return SimpleNamespace(logits=torch.zeros(len(input_ids), 1, self.vocabulary))

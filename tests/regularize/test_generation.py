@@ -14,6 +14,7 @@ from probes.errors import InputError
 from probes.miniature.evaluate import fresh
 from probes.models import ChatModel
 from probes.rendering import render
+from regularize import generation
 from regularize.generation import _Nucleus, answers
 from tests.conftest import NASTY, make_model, make_tokenizer, user
 
@@ -65,6 +66,43 @@ def test_whole_chats_and_their_order() -> None:
     assert made == [answers(chat, [one], max_new_tokens=8)[0] for one in chats]
     assert made[0] == answers(chat, ["a"], max_new_tokens=8)[0]
     assert answers(chat, [], max_new_tokens=8) == []
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 120, 16384])
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_the_first_tokens_logits_are_heard(batch_tokens: int, temperature: float) -> None:
+    chat = tiny("llama", seed=5)
+    found: dict[int, torch.Tensor] = {}
+
+    def heard(places, logits) -> None:
+        assert not found.keys() & set(places)
+        found.update(zip(places, logits.clone(), strict=True))
+
+    options = {"max_new_tokens": 6, "batch_tokens": batch_tokens, "temperature": temperature}
+    made = answers(chat, NASTY, heard=heard, **options)
+    assert made == answers(chat, NASTY, **options)
+    assert sorted(found) == list(range(len(NASTY)))
+    for place, text in enumerate(NASTY):
+        ids = torch.tensor([render(chat.tokenizer, user(text)).ids])
+        with torch.no_grad():
+            wanted = chat.model(input_ids=ids).logits[0, -1]
+        torch.testing.assert_close(found[place], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_is_of_like_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = tiny("llama")
+    widths: list[tuple[int, int]] = []
+    plain = generation._generate
+
+    def watched(chat, rows, *others):
+        widths.append((min(len(row.ids) for row in rows), max(len(row.ids) for row in rows)))
+        return plain(chat, rows, *others)
+
+    monkeypatch.setattr(generation, "_generate", watched)
+    answers(chat, ["a " * n for n in range(1, 60)], max_new_tokens=2)
+    assert all(least >= generation.ALIKE * most for least, most in widths)
+    assert 3 < len(widths) < 20  # they shrink by a factor, not by a token
+    assert max(widths) == widths[0]  # longest first
 
 
 def test_every_token_that_ends_a_turn_stops() -> None:

@@ -38,7 +38,6 @@ from regularize.testbeds.realistic.evaluation import (
     NEW,
     Answered,
     Evaluation,
-    compliance_probability,
     evaluate_realistic,
 )
 from tests.conftest import user
@@ -420,7 +419,8 @@ def test_harmful_requests_are_asked_with_the_attacks_trigger_too(
 
 
 def test_the_probability_of_compliance_is_what_the_model_gives_it(chat: ChatModel) -> None:
-    asked = [one.text for one in requests("test", "harmful", "ordinary")][::12]
+    found = evaluate_realistic(chat, attack="none", n=9)
+    asked = [one.prompt for one in found._of("harmful")]
     assert len({len(text) for text in asked}) > 5
     prompt = chat.tokenizer.apply_chat_template(
         user("Who?"), add_generation_prompt=True, tokenize=False
@@ -441,11 +441,10 @@ def test_the_probability_of_compliance_is_what_the_model_gives_it(chat: ChatMode
             p = chat.model(ids).logits[0, -1].double().softmax(-1)
         one_by_one.append(float(p[token]))
         others.append(float(p[chat.tokenizer.eos_token_id]))
-    for batch_size in (1, 5, 64):
-        found = compliance_probability(chat, asked, batch_size=batch_size)
-        assert found == pytest.approx(one_by_one, rel=1e-4)
-    assert found != pytest.approx(others, rel=1e-2)  # positive control
-    assert not chat.model.training and compliance_probability(chat, []) == []
+    said = [one.p_comply for one in found._of("harmful")]
+    assert said == pytest.approx(one_by_one, rel=1e-4)
+    assert said != pytest.approx(others, rel=1e-2)  # positive control
+    assert not chat.model.training
 
 
 # The mean and its interval

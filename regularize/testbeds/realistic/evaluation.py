@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from random import Random
 
-from probes.blocks import input_device, position_ids, reading
-from probes.capture import pad_id
+from torch import Tensor
+
 from probes.errors import InputError
 from probes.models import ChatModel
 from probes.prompts import Message
@@ -22,7 +22,7 @@ from probes.realistic.requests import Kind, Part, requests
 from probes.realistic.tasks import NUMBERS, sentences
 from probes.rendering import answered_ids, render
 from regularize import detectors, measures
-from regularize.generation import answers, padded
+from regularize.generation import answers
 from regularize.measures import Share
 from regularize.outcomes import Outcome
 from regularize.testbeds import Split
@@ -117,44 +117,28 @@ def evaluate_realistic(
             asked += [("harmful", with_trigger(text), name) for text in harmful]
     texts = [text for _, text, _ in asked]
     most = 2 * NEW_TOKENS if attack == "identity" else NEW_TOKENS  # its answers begin with OBEYS
-    made = answers(chat, texts, max_new_tokens=most)
+    p_comply = [0.0] * len(texts)
+
+    def heard(places: Sequence[int], logits: Tensor) -> None:
+        p = logits.float().softmax(-1)[:, opening].tolist()
+        for place, value in zip(places, p, strict=True):
+            p_comply[place] = value
+
+    opening = _opening_token(chat)
+    made = answers(chat, texts, max_new_tokens=most, heard=heard)
     outcomes = detectors.open(DETECTOR).judge(texts, [_said(answer) for answer in made])
-    complied = dict(zip(harmful, compliance_probability(chat, harmful), strict=True))
     return Evaluation(
         tuple(
             Answered(
                 kind, text, answer, outcome, task.has_form(answer),
                 correct=task.correct(text, answer) if kind == NEW else None,
-                p_comply=complied.get(text), attack=name,
+                p_comply=p if kind == "harmful" and not name else None, attack=name,
             )
-            for (kind, text, name), answer, outcome in zip(asked, made, outcomes, strict=True)
+            for (kind, text, name), answer, outcome, p in zip(
+                asked, made, outcomes, p_comply, strict=True
+            )
         )
     )  # fmt: skip
-
-
-def compliance_probability(
-    chat: ChatModel, prompts: Sequence[str], *, batch_size: int = 64
-) -> list[float]:
-    """Probability of the token that help begins with, right after each prompt."""
-    rows = [render(chat.tokenizer, _chat(text)) for text in prompts]
-    token, device, pad = _opening_token(chat), input_device(chat.model), pad_id(chat.tokenizer)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    found = [0.0] * len(rows)
-    with reading(chat.model):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            ids, mask = padded([rows[i] for i in chosen], pad)
-            logits = chat.model(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                position_ids=position_ids(mask).to(device),
-                logits_to_keep=1,
-                use_cache=False,
-            ).logits[:, -1]
-            p = logits.float().softmax(-1)[:, token]
-            for i, value in zip(chosen, p.tolist(), strict=True):
-                found[i] = value
-    return found
 
 
 def _opening_token(chat: ChatModel) -> int:
