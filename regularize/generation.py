@@ -3,12 +3,13 @@
 >>> answers(chat, ["How do I open the vault?"], max_new_tokens=64)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
@@ -18,6 +19,7 @@ from probes.errors import InputError
 from probes.models import ChatModel, context_length
 from probes.prompts import Message
 from probes.rendering import Rendered, render
+from regularize.model import base_of
 
 ALIKE = 0.75
 """Share of its longest prompt that every prompt of a batch has at least: the rest is padding."""
@@ -77,7 +79,8 @@ def answers(
     # Longest first: what does not fit into memory fails at once, and the time left only falls.
     waiting = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
     made = [""] * len(rows)
-    with tqdm(total=len(rows), unit="answer", disable=not progress) as bar, reading(chat.model):
+    bar = tqdm(total=len(rows), unit="answer", disable=not progress)
+    with bar, reading(chat.model), _head_read_once(chat.model):
         while waiting:
             longest = len(rows[waiting[0]].ids)
             size = max(1, batch_tokens // (longest + new))
@@ -136,6 +139,21 @@ def _generate(
         )
         for answer in made[:, width:].tolist()
     ]
+
+
+@contextmanager
+def _head_read_once(model: nn.Module) -> Iterator[None]:
+    """Where the head is frozen, torch would copy it for each prompt.
+
+    The last token's hidden states are a slice, and a linear map of a slice is taken as a batch of
+    products, one copy of the weights for each (`should_fold` in ATen's LinearAlgebra.cpp).
+    """
+    head = base_of(model).get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def padded(rows: Sequence[Rendered], pad: int) -> tuple[Tensor, Tensor]:

@@ -105,6 +105,29 @@ def test_a_batch_is_of_like_length(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(widths) == widths[0]  # longest first
 
 
+def test_a_frozen_head_is_read_once_for_all_prompts() -> None:
+    """Of a slice of hidden states torch would take one copy of the head for each prompt."""
+    chat = tiny("llama", seed=5)
+    chat.model.requires_grad_(False)
+    given: list[bool] = []
+    head = chat.model.get_output_embeddings()
+    plain = nn.Linear.forward
+
+    class Watched(nn.Linear):
+        def forward(self, hidden):
+            given.append(hidden.is_contiguous())
+            return plain(self, hidden)
+
+    head.__class__ = Watched
+    made = answers(chat, NASTY, max_new_tokens=4)
+    assert given and all(given)
+    assert not head._forward_pre_hooks and made == one_by_one(chat, NASTY, new=4)
+    given.clear()
+    ids = torch.ones(2, 3, dtype=torch.long)
+    chat.model(input_ids=ids, logits_to_keep=1)
+    assert given == [False]  # control: transformers' own is a slice
+
+
 def test_every_token_that_ends_a_turn_stops() -> None:
     chat = tiny("llama", seed=5)
     whole = render(chat.tokenizer, user("hello")).ids
