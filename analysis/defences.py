@@ -11,12 +11,13 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from analysis import arms, results, seeds, typeset
+from analysis import arms, published, results, seeds, typeset
 
 RUN = ["model", *arms.SETTING, "defence", "critic"]
 """What tells two training runs of one seed apart."""
 HEADINGS = {
     "attack_success": "attack success", "attack_success_worst": "worst seed",
+    published.COLUMN: "in the paper",
     "attack_success_exact": "exact", "attack_success_backdoor": "with trig-ger",
     "attack_success_identity": "as ser-vant", "refusal": "re-fusal", "incoherent": "inco-herent",
     "over_refusal": "over re-fusal", "utility": "uti-lity", "new_task": "new task",
@@ -78,7 +79,8 @@ def defence_table(evaluations: pd.DataFrame) -> pd.DataFrame:
         if metric == "attack_success":
             of_seeds = rows[rows["metric"] == metric].groupby("run")["value"]
             table[f"{metric}_worst"] = of_seeds.max()
-    return table
+    in_paper = [published.attack_success(line) for _, line in table.iterrows()]
+    return table if all(map(math.isnan, in_paper)) else table.assign(**{published.COLUMN: in_paper})
 
 
 def measured(evaluations: pd.DataFrame, *metrics: str) -> pd.DataFrame:

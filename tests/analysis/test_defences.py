@@ -161,3 +161,29 @@ def test_side_by_side_holds_each_models_means():
         assert float(value) == pytest.approx(100 * rows["attack_success"].item(), abs=0.051)
     with pytest.raises(results.TableError, match="several settings"):
         defences.side_by_side(EVALUATIONS)
+
+
+PHI = "microsoft/Phi-3.5-mini-instruct"
+
+
+def test_the_papers_own_figures_stand_beside_the_same_model_attack_and_arm():
+    rows = [row for row in synthetic.evaluations(models=(PHI,)) if row.metric == "attack_success"]
+    before, sft = rows[0], next(row for row in rows if row.defence == "none")
+    theirs = replace(sft, attack="hex-phi", harmful_share=1.0, learning_rate=2e-4)
+    ours = replace(theirs, defence="adaptive-kl", critic="probe")
+    shown = synthetic.frame([before, theirs, ours, replace(ours, defence="lox", critic="none")])
+    table = defences.defence_table(shown)
+    found = table["attack_success_published"].tolist()
+    assert found[:3] == pytest.approx([0.0135, 0.9727, 0.0167])
+    assert math.isnan(table["attack_success_published"][3])
+    text = printed(shown)
+    assert "paper" in text and " 97.3 " in text and " 1.7 " in text
+    assert "in the paper" in defences.markdown(shown) and "97.3" in defences.latex(shown)
+    others = (
+        replace(theirs, model="n"),
+        replace(theirs, attack="alpaca"),
+        replace(theirs, learning_rate=2e-5),
+        replace(ours, critic="label"),
+    )
+    for other in others:
+        assert "attack_success_published" not in defences.defence_table(synthetic.frame([other]))
