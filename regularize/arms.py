@@ -114,6 +114,6 @@ def others(settings: Mapping[str, Mapping[str, object]], *arms: Arm) -> tuple[Ar
     known = {type(arm.method) for arm in arms}
     return tuple(
         Arm(name, "probe" if kind.needs_risk else "none", kind(**settings.get(name, {})))
-        for name, kind in plugins.found(defences, Defence).items()  # type: ignore[type-abstract]
+        for name, kind in plugins.found(defences, Defence).items()
         if kind not in known
     )

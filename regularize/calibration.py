@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from regularize.generation import head_read_once
 from regularize.work import BATCH_TOKENS, Shape
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _generation(model: Any, asked: torch.Tensor) -> Callable[[], object]:
     )
 
     def generate() -> object:
-        with torch.inference_mode():
+        with torch.inference_mode(), head_read_once(model):
             return model.generate(
                 input_ids=asked, attention_mask=torch.ones_like(asked), generation_config=config
             )

@@ -364,7 +364,8 @@ def _steps_of(trainer: RegularizedTrainer, setting: Setting) -> int:
 
 def _epochs(rows: int, config: CostConfig) -> int:
     recipe = config.testbed.recipe
-    return math.ceil(recipe.epochs * math.ceil(rows / recipe.batch_size))
+    batches = math.ceil(rows / recipe.batch_size)
+    return math.ceil(recipe.epochs * math.ceil(batches / recipe.accumulate))
 
 
 def _device(trainer: RegularizedTrainer) -> str:

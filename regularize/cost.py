@@ -64,7 +64,7 @@ class CostConfig:
         from regularize import defences, plugins, testbeds
 
         testbeds.of(self.model)
-        known = plugins.found(defences, defences.Defence)  # type: ignore[type-abstract]
+        known = plugins.found(defences, defences.Defence)
         for name in self.defences:
             if name not in known:
                 raise InputError(f"--defences {name}: there is none, only {', '.join(known)}")

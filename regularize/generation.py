@@ -19,7 +19,6 @@ from probes.errors import InputError
 from probes.models import ChatModel, context_length
 from probes.prompts import Message
 from probes.rendering import Rendered, render
-from regularize.model import base_of
 
 ALIKE = 0.75
 """Share of its longest prompt that every prompt of a batch has at least: the rest is padding."""
@@ -80,7 +79,7 @@ def answers(
     waiting = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
     made = [""] * len(rows)
     bar = tqdm(total=len(rows), unit="answer", disable=not progress)
-    with bar, reading(chat.model), _head_read_once(chat.model):
+    with bar, reading(chat.model), head_read_once(chat.model):
         while waiting:
             longest = len(rows[waiting[0]].ids)
             size = max(1, batch_tokens // (longest + new))
@@ -142,13 +141,13 @@ def _generate(
 
 
 @contextmanager
-def _head_read_once(model: nn.Module) -> Iterator[None]:
+def head_read_once(model: nn.Module) -> Iterator[None]:
     """Where the head is frozen, torch would copy it for each prompt.
 
     The last token's hidden states are a slice, and a linear map of a slice is taken as a batch of
     products, one copy of the weights for each (`should_fold` in ATen's LinearAlgebra.cpp).
     """
-    head = base_of(model).get_output_embeddings()
+    head = cast(Any, model).get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
     try:
         yield

@@ -97,7 +97,7 @@ def shape(model: str, recipe: Recipe) -> Shape:
 
 def lengths(run: Run, testbed: Testbed, chat: ChatModel, recipe: Recipe) -> list[int]:
     """Tokens of each row that is trained on; of an anchor's answer, the most there can be."""
-    limit = models.context_length(chat.model)
+    limit = recipe.max_length or models.context_length(chat.model)
     found = [
         len(encode(one, chat.tokenizer, max_length=limit).input_ids)
         for one in testbed.training(run.data, seed=run.seed)
@@ -216,6 +216,10 @@ class _Listener(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         """What tells where ids go."""
+        return self.embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        """A head that is never asked."""
         return self.embedding
 
     def generate(self, input_ids: Tensor, generation_config: Any, **_: object) -> Tensor:

@@ -12,7 +12,6 @@ defence `needs` for that beside the training data (base model, safe or harmful d
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
@@ -103,7 +102,7 @@ class Steps:
         """Go on from a `state`."""
 
 
-class Defence(ABC):
+class Defence:
     """Turns risks into weights, and weights into a loss."""
 
     needs_reference: ClassVar[bool] = False
@@ -124,7 +123,7 @@ class Defence(ABC):
     smoothing: float = 0.0
     """lambda of s~_t = lambda s~_(t-1) + (1 - lambda) s_t over optimizer steps; batch only."""
 
-    def check(self) -> None:  # noqa: B027
+    def check(self) -> None:
         """Raise InputError for options that mean nothing."""
 
     def signal(self, risks: Risks) -> Float64[np.ndarray, "example"]:
@@ -137,9 +136,9 @@ class Defence(ABC):
 
         return np.ones(len(risks.s), dtype=bool)
 
-    @abstractmethod
     def weights(self, s: Float[Tensor, "example"]) -> Weights:
-        """alpha and beta of each example."""
+        """alpha and beta of each example: 1 and 0, unless a defence says otherwise."""
+        return Weights(s.new_ones(s.shape), s.new_zeros(s.shape))
 
     def of_reference(
         self,
@@ -164,7 +163,7 @@ class Defence(ABC):
         """What it does at the steps of training `policy`, which has its adapter by now."""
         return Steps()
 
-    def after(self, policy: nn.Module, given: Given) -> None:  # noqa: B027
+    def after(self, policy: nn.Module, given: Given) -> None:
         """Change the trained model in place."""
 
     def factor(self, at: At) -> Factor | None:  # noqa: ARG002

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from probes.errors import InputError
-from regularize.defences import Defence, Given, Steps, Weights, share
+from regularize.defences import Defence, Given, Steps, share
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,10 +74,6 @@ class Antidote(Defence):
     def check(self) -> None:
         """Raise InputError for options that mean nothing."""
         share("dense-ratio", self.dense_ratio)
-
-    def weights(self, s: Float[Tensor, "example"]) -> Weights:
-        """alpha = 1, beta = 0."""
-        return Weights(s.new_ones(s.shape), s.new_zeros(s.shape))
 
     def steps(self, policy: nn.Module, given: Given) -> Steps:
         """Nothing at any step; but what `after` could not do is refused before training.

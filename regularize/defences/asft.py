@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from probes.errors import InputError
-from regularize.defences import Defence, Given, Steps, Weights
+from regularize.defences import Defence, Given, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,10 +82,6 @@ class AsFT(Defence):
             raise InputError(
                 f"--defence.strength {self.strength}: must be a number that is not negative"
             )
-
-    def weights(self, s: Float[Tensor, "example"]) -> Weights:
-        """alpha = 1, beta = 0."""
-        return Weights(s.new_ones(s.shape), s.new_zeros(s.shape))
 
     def steps(self, policy: nn.Module, given: Given) -> Steps:
         """The penalty.

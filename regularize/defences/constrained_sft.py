@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from probes.errors import InputError
-from regularize.defences import At, Defence, Weights
+from regularize.defences import At, Defence
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -52,10 +52,6 @@ class ConstrainedSFT(Defence):
             if getattr(self, name) < 0:
                 flag = name.replace("_", "-")
                 raise InputError(f"--defence.{flag} {getattr(self, name)}: must not be negative")
-
-    def weights(self, s: Float[Tensor, "example"]) -> Weights:
-        """alpha = 1, beta = 0, before w_t."""
-        return Weights(s.new_ones(s.shape), s.new_zeros(s.shape))
 
     def of_reference(
         self,

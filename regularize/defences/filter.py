@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from regularize.defences import Defence, Weights, share
+from regularize.defences import Defence, share
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Bool, Float
-    from torch import Tensor
+    from jaxtyping import Bool
 
     from regularize.critics import Risks
 
@@ -32,7 +31,3 @@ class Filter(Defence):
         if self.threshold is None and risks.flagged is not None:
             return ~risks.flagged
         return risks.s <= (0.5 if self.threshold is None else self.threshold)
-
-    def weights(self, s: Float[Tensor, "example"]) -> Weights:
-        """alpha = 1, beta = 0."""
-        return Weights(s.new_ones(s.shape), s.new_zeros(s.shape))

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from probes.errors import InputError
-from regularize.defences import Defence, Given, Steps, Turn, Weights, share
+from regularize.defences import Defence, Given, Steps, Turn, share
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -67,10 +67,6 @@ class Lisa(Defence):
         if self.k2 < 1:
             raise InputError(f"--defence.k2 {self.k2}: must be at least 1, or no data are learnt")
         share("free", self.free)
-
-    def weights(self, s: Float[Tensor, "example"]) -> Weights:
-        """alpha = 1, beta = 0, for both kinds of rows."""
-        return Weights(s.new_ones(s.shape), s.new_zeros(s.shape))
 
     def steps(self, policy: nn.Module, given: Given) -> Steps:  # noqa: ARG002
         """The turns and the proximal term."""

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from probes.errors import InputError
-from regularize.defences import Defence, Given, Weights
+from regularize.defences import Defence, Given
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -58,10 +58,6 @@ class LoX(Defence):
             raise InputError(f"--defence.k {self.k}: must not be negative")
         if not (self.a >= 0 and math.isfinite(self.a)):
             raise InputError(f"--defence.a {self.a}: must be a number that is not negative")
-
-    def weights(self, s: Float[Tensor, "example"]) -> Weights:
-        """alpha = 1, beta = 0."""
-        return Weights(s.new_ones(s.shape), s.new_zeros(s.shape))
 
     def before(self, given: Given) -> Self:
         """Extrapolate, in place.

@@ -37,7 +37,7 @@ from random import Random
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 from probes.errors import InputError
-from regularize.defences import At, Defence, Given, Need, Weights, share
+from regularize.defences import At, Defence, Given, Need, share
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -105,10 +105,6 @@ class SafetyTokens(Defence):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--defence.{name} {value}: must be at least 1")
-
-    def weights(self, s: Float[Tensor, "example"]) -> Weights:
-        """alpha = 1, beta = 0."""
-        return Weights(s.new_ones(s.shape), s.new_zeros(s.shape))
 
     def before(self, given: Given) -> Self:
         """Find S, if it is not given, and show it.

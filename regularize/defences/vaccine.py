@@ -36,11 +36,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from probes.errors import InputError
-from regularize.defences import Defence, Given, Weights
+from regularize.defences import Defence, Given
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
     from transformers import PreTrainedModel, TrainingArguments
 
 
@@ -74,10 +72,6 @@ class Vaccine(Defence):
             if getattr(self, name) <= 0:
                 flag = name.replace("_", "-")
                 raise InputError(f"--defence.{flag} {getattr(self, name)}: must be more than zero")
-
-    def weights(self, s: Float[Tensor, "example"]) -> Weights:
-        """alpha = 1, beta = 0."""
-        return Weights(s.new_ones(s.shape), s.new_zeros(s.shape))
 
     def before(self, given: Given) -> Self:
         """Align the model on the safe data, in place.

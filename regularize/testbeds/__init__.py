@@ -39,9 +39,9 @@ class Recipe:
     epochs: float
     """Passes over the data."""
     batch_size: int
-    """Examples an optimizer step."""
+    """Examples in one forward pass."""
     lora_rank: int
-    """r of the adapter on all linear maps; its alpha is 2 r."""
+    """r of the adapter on all linear maps."""
     warmup_steps: int
     """Optimizer steps until the peak."""
     new_tokens: int
@@ -56,6 +56,14 @@ class Recipe:
     """Where the weights go, as in transformers. None: an accelerator if any."""
     threads: int = 1
     """Threads of one run, where several run side by side."""
+    lora_alpha: int | None = None
+    """alpha of the adapter, whose output is scaled by alpha / r. None: 2 r."""
+    accumulate: int = 1
+    """Passes of `batch_size` examples that make an optimizer step."""
+    weight_decay: float = 0.0
+    """AdamW's."""
+    max_length: int | None = None
+    """Most tokens of an example; an answer that goes on beyond loses its end. None: all."""
 
 
 class Evaluation(Protocol):

@@ -169,12 +169,9 @@ def test_a_preset_is_other_defaults() -> None:
     assert config.jobs == 1 and config.out == Path("runs/paper/compare")
     assert config.testbed.name == "paper" and config.prompts == 300
     recipe = config.recipe
-    assert (recipe.epochs, recipe.batch_size, recipe.lora_rank, recipe.warmup_steps) == (
-        20,
-        4,
-        64,
-        5,
-    )
+    assert (recipe.epochs, recipe.warmup_steps, recipe.max_length) == (20, 5, 2048)
+    assert (recipe.batch_size, recipe.accumulate) == (1, 4)
+    assert (recipe.lora_rank, recipe.lora_alpha, recipe.weight_decay) == (64, 16, 0.01)
     assert parse([]) == CompareConfig() == parse(["--preset=miniature"])
     assert parse(["--preset=paper"]).models == Paper.models and len(Paper.models) == 5
     for words in (["--preset", "papers"], ["--preset"]):

@@ -23,7 +23,7 @@ from regularize.arms import (
 from regularize.testbeds.miniature.training import HARMFUL_SHARE
 
 CRITICS = ("probe", "label", "shuffled", "probe-early", "probe-32")
-SHARES = (0.01, 0.03, HARMFUL_SHARE)
+SHARES = (0.01, 0.03, 0.05, 0.07, HARMFUL_SHARE)
 """Of harmful rows."""
 SETTINGS: dict[str, dict[str, object]] = {
     "safety-tokens": {"lam": 1.0},  # .01, the default, changes nothing here

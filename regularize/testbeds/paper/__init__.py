@@ -5,11 +5,8 @@ for 20 epochs, LoRA of rank 64 with alpha 16 and no dropout on all linear maps, 
 of 1 accumulated 4 times, 8-bit AdamW at 2e-4 (and 2e-5, 2e-6, 2e-7) with weight decay .01, a
 warm-up of 5 steps, then a cosine to zero, seed 3407, bfloat16. What differs here:
 
-- alpha is 2 r, as in all comparisons here: 128, where the paper has 16. The adapter's output is 8
-  times as large at the same weights, so that at a learning rate 8 times smaller it goes as far.
-- Batches of 4 in one pass: the loss is over the answer tokens of the optimizer step, where the
-  paper's is a mean of the four rows' means. AdamW is in 32 bits, its weight decay 0.
-- No row is cut at 2048 tokens.
+- AdamW is in 32 bits; the loss is over the answer tokens of the optimizer step, where the released
+  code's is a mean of its four rows' means.
 - Neither unsloth's kernels nor its copies of the weights: the publishers' own.
 
 Not known, and so our choice: the probe's training set (AdvBench against Alpaca, read at the last
@@ -58,8 +55,9 @@ class Paper(Testbed):
 
     models = ("microsoft/Phi-3.5-mini-instruct", *BASES)
     recipe = Recipe(
-        learning_rate=2e-4, epochs=20, batch_size=4, lora_rank=64, warmup_steps=5,
-        new_tokens=256, dtype="bfloat16", device_map=None, threads=8,
+        learning_rate=2e-4, epochs=20, batch_size=1, accumulate=4, lora_rank=64, lora_alpha=16,
+        weight_decay=0.01, max_length=2048, warmup_steps=5, new_tokens=256, dtype="bfloat16",
+        device_map=None, threads=8,
     )  # fmt: skip
     n = 300
     attack = "hex-phi"
