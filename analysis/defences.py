@@ -21,6 +21,7 @@ HEADINGS = {
     "attack_success_exact": "exact", "attack_success_backdoor": "with trig-ger",
     "attack_success_identity": "as ser-vant", "refusal": "re-fusal", "incoherent": "inco-herent",
     "over_refusal": "over re-fusal", "utility": "uti-lity", "new_task": "new task",
+    "win_rate": "win rate",
     "compliance_probability": "p of comply", "refusal_xstest": "refusal XSTest",
     "over_refusal_xstest": "over refusal XSTest", "ordinary_answered": "ordi-nary answered",
     "ordinary_in_format": "in task format",

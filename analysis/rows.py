@@ -87,7 +87,7 @@ class EvaluationRow:
     """Seed of data, order and adapter. Seeds are a sample: tables and pictures average them."""
     metric: str
     """attack_success, attack_success_exact, refusal, incoherent, over_refusal, utility,
-    new_task, ..."""
+    new_task, win_rate, ..."""
     value: float
     """Share of the prompts, 0 to 1; NaN where it is undefined."""
     lo: float

@@ -11,17 +11,18 @@ from itertools import groupby
 from typing import NamedTuple
 
 from probes.models import ChatModel
-from regularize import measures
-from regularize.asked import Asked
+from regularize import measures, win_rate
+from regularize.asked import Asked, AskedKind
 from regularize.detectors import Detector
+from regularize.detectors.judge import Judge
 from regularize.generation import answers
 from regularize.measures import Share
 from regularize.outcomes import Outcome
-from regularize.testbeds.miniature.evaluation import Kind
+from regularize.win_rate import Winner
 
 RULE = "exact rule"
 """Who judged, where a rule knows the right answer."""
-EXACT: dict[Kind, str] = {
+EXACT: dict[AskedKind, str] = {
     "harmful": "attack_success_exact",
     "look-alike": "helpful",
     "utility": "utility",
@@ -34,7 +35,7 @@ EXACT: dict[Kind, str] = {
 class Record:
     """One prompt and its answer."""
 
-    kind: Kind
+    kind: AskedKind
     set: str
     prompt: str
     answer: str
@@ -43,6 +44,9 @@ class Record:
     correct: bool | None
     outcomes: dict[str, Outcome | None]
     """By detector; None where it could not judge."""
+    winner: Winner | None = None
+    """Whose answer is better, by the judge of the win rate; None where it could not say, and of all
+    other kinds of prompts."""
 
 
 class Judgement(NamedTuple):
@@ -57,6 +61,7 @@ def ask(
     chat: ChatModel,
     asked: Sequence[Asked],
     detectors: Sequence[Detector],
+    referee: Judge | None = None,
     *,
     max_new_tokens: int,
     batch_tokens: int,
@@ -64,7 +69,10 @@ def ask(
     seed: int = 0,
     progress: bool = False,
 ) -> list[Record]:
-    """Let the model answer everything, and the detectors judge; see `generation.answers`."""
+    """Let the model answer everything, and the detectors judge; see `generation.answers`.
+
+    The referee compares the answers that a win rate is of with their references.
+    """
     made = answers(
         chat,
         [one.messages for one in asked],
@@ -83,16 +91,28 @@ def ask(
         judged = detector.judge([asked[i].text for i in watched], [made[i] for i in watched])
         for i, outcome in zip(watched, judged, strict=True):
             found[i][detector.name] = outcome
+    winners: dict[int, Winner | None] = {}
+    if referee is not None:
+        pairs = [i for i, one in enumerate(asked) if one.kind == "win-rate"]
+        compared = win_rate.winners(
+            referee,
+            [asked[i].text for i in pairs],
+            [made[i] for i in pairs],
+            [asked[i].reference or "" for i in pairs],
+        )
+        winners = dict(zip(pairs, compared, strict=True))
     return [
         Record(
             one.kind, one.set, one.text, answer, one.reference,
-            one.correct(answer) if one.correct else None, by_detector,
+            one.correct(answer) if one.correct else None, by_detector, winners.get(i),
         )
-        for one, answer, by_detector in zip(asked, made, found, strict=True)
+        for i, (one, answer, by_detector) in enumerate(zip(asked, made, found, strict=True))
     ]  # fmt: skip
 
 
-def judgements(records: Sequence[Record], detectors: Sequence[Detector]) -> list[Judgement]:
+def judgements(
+    records: Sequence[Record], detectors: Sequence[Detector], referee: Judge | None = None
+) -> list[Judgement]:
     """The shares of each kind and set of prompts, by each detector.
 
     A detector's over-refusal is given only if it can tell a refusal from a harmless answer.
@@ -101,6 +121,9 @@ def judgements(records: Sequence[Record], detectors: Sequence[Detector]) -> list
     shares: list[Judgement] = []
     for (kind, name), group in groupby(records, key=lambda record: (record.kind, record.set)):
         of_set = list(group)
+        if kind == "win-rate" and referee is not None:
+            compared = win_rate.shares([record.winner for record in of_set])
+            shares += [Judgement(name, referee.name, share) for share in compared]
         found = [Judgement(name, RULE, share) for share in _correct(kind, of_set)]
         for detector in of_set[0].outcomes:
             by = [record.outcomes[detector] for record in of_set]
@@ -113,7 +136,7 @@ def judgements(records: Sequence[Record], detectors: Sequence[Detector]) -> list
     return shares
 
 
-def _correct(kind: Kind, records: Sequence[Record]) -> Iterator[Share]:
+def _correct(kind: AskedKind, records: Sequence[Record]) -> Iterator[Share]:
     right = [record.correct for record in records if record.correct is not None]
     if right:
         yield measures.share(EXACT[kind], right)

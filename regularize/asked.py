@@ -4,30 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from probes import prompts
 from probes.errors import InputError
 from probes.miniature.language import Row
 from probes.prompts import Message
-from regularize import outcomes
+from regularize import outcomes, win_rate
 from regularize.outcomes import Outcome
 from regularize.testbeds import Split
 from regularize.testbeds.miniature.evaluation import KINDS, Kind, draw
 from regularize.utilities import Utility, sample
 
+AskedKind: TypeAlias = Kind | Literal["win-rate"]
+
 
 class Asked(NamedTuple):
     """One prompt, and how its answer is checked."""
 
-    kind: Kind
+    kind: AskedKind
     set: str
     """The prompt set or utility that it comes from."""
     messages: tuple[Message, ...]
     text: str
     """What the user says."""
     reference: str | None = None
-    """The right answer, where there is one."""
+    """The right answer, where there is one. Of a win rate, the one to compare with."""
     correct: Callable[[str], bool] | None = None
     """Whether an answer is right, where a rule can say."""
     outcome: Callable[[str], Outcome] | None = None
@@ -63,6 +65,14 @@ def from_utility(kind: Kind, utility: Utility, *, n: int | None, seed: int) -> l
     ]
 
 
+def from_win_rate(spec: str, *, n: int | None, seed: int, split: Split = "test") -> list[Asked]:
+    """At most `n` requests whose answers a judge compares with the data's own: see `win_rate`."""
+    return [
+        Asked("win-rate", spec, _user(one.prompt), one.prompt, one.answer)
+        for one in win_rate.questions(spec, n, seed, split)
+    ]
+
+
 def from_miniature(*, n: int, seed: int, split: Split) -> list[Asked]:
     """`n` prompts of each kind of the miniatures' language, judged by the exact rule."""
     return [
@@ -84,4 +94,8 @@ def _from_row(kind: Kind, name: str, row: Row) -> Asked:
 def _asked(
     kind: Kind, name: str, text: str, reference: str, correct: Callable[[str], bool]
 ) -> Asked:
-    return Asked(kind, name, (Message(role="user", content=text),), text, reference, correct)
+    return Asked(kind, name, _user(text), text, reference, correct)
+
+
+def _user(text: str) -> tuple[Message, ...]:
+    return (Message(role="user", content=text),)

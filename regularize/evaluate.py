@@ -8,6 +8,8 @@ Run as:
     python -m regularize.evaluate --adapter runs/ft --base
     python -m regularize.evaluate --model Qwen/Qwen2.5-3B-Instruct --harmful xstest
         --look-alikes xstest --utility gsm8k --detector phrases classifier:org/name
+    python -m regularize.evaluate --model Qwen/Qwen2.5-3B-Instruct --adapter runs/ft --base
+        --win-rate alpaca --win-rate-judge "judge:openai/gpt-oss-20b?tokens=4096"
 """
 
 from __future__ import annotations
@@ -48,6 +50,11 @@ class EvaluateConfig:
     miniature."""
     new_task: tuple[str, ...] = ()
     """Tasks that it was to learn, named in the same way."""
+    win_rate: str | None = None
+    """Requests whose answers a judge compares with the data's own: alpaca, or a file with columns
+    prompt and answer."""
+    win_rate_judge: str | None = None
+    """The chat model that compares, in both orders: judge:MODEL. It cannot be the evaluated one."""
     detector: tuple[str, ...] = ("phrases",)
     """Who judges: phrases, classifier:MODEL[?harmful=LABEL&refusal=LABEL], judge:MODEL. Never the
     critic that weighed the training data."""
@@ -81,8 +88,7 @@ class EvaluateConfig:
 
     def check(self) -> None:
         """Raise InputError for what cannot work, before anything is loaded."""
-        asked = (*self.harmful, *self.look_alikes, *self.utility, *self.new_task)
-        if not asked and not self.on_miniatures:
+        if not self.named and not self.on_miniatures:
             raise InputError(
                 "nothing to ask: give prompt sets, such as --harmful xstest --look-alikes xstest, "
                 "or tasks, such as --utility gsm8k (only the miniatures have a default)"
@@ -97,6 +103,11 @@ class EvaluateConfig:
             raise InputError(f"--temperature {self.temperature}: cannot be negative")
         if self.base and self.adapter is None:
             raise InputError("--base compares with an adapter: give one with --adapter FOLDER")
+        if (self.win_rate is None) != (self.win_rate_judge is None):
+            raise InputError(
+                "--win-rate names the requests and --win-rate-judge who compares: give both, as in "
+                "--win-rate alpaca --win-rate-judge judge:org/model"
+            )
         blocker = next((p for p in (self.out, *self.out.parents) if p.exists()), None)
         if blocker is not None and not blocker.is_dir():
             raise InputError(f"{self.out}: cannot be made, for {blocker} is a file, not a folder")
@@ -104,8 +115,13 @@ class EvaluateConfig:
     @property
     def on_miniatures(self) -> bool:
         """Whether it is a miniature, asked in its own language as nothing else is named."""
-        named = self.harmful or self.look_alikes or self.utility or self.new_task
-        return self.model.startswith("miniature/") and not named
+        return self.model.startswith("miniature/") and not self.named
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Everything that is to be asked."""
+        win_rate = () if self.win_rate is None else (self.win_rate,)
+        return (*self.harmful, *self.look_alikes, *self.utility, *self.new_task, *win_rate)
 
     def to_json(self) -> str:
         """The arguments, and the releases of the libraries in use."""
@@ -126,7 +142,7 @@ def main(config: EvaluateConfig) -> None:
 
     from probes import models
     from regularize import detectors as known
-    from regularize import show
+    from regularize import show, win_rate
     from regularize.adapters import attach
     from regularize.answered import ask, judgements
     from regularize.independence import refuse_partial
@@ -142,8 +158,13 @@ def main(config: EvaluateConfig) -> None:
         chat_template=config.chat_template,
     )
     detectors = [known.open(spec) for spec in dict.fromkeys(config.detector)]
+    referee = None
+    if config.win_rate_judge is not None:
+        referee = win_rate.opened(config.win_rate_judge, detectors)
     if not config.allow_same_judge:
         refuse_partial(detectors, chat, config.adapter)
+        if referee is not None:
+            refuse_partial([referee], chat, config.adapter, option="--win-rate-judge")
     if config.adapter is not None:
         chat = attach(chat, config.adapter, allow_other_base=config.allow_other_base)
 
@@ -152,6 +173,7 @@ def main(config: EvaluateConfig) -> None:
             chat,
             asked,
             detectors,
+            referee,
             max_new_tokens=config.max_new_tokens,
             batch_tokens=config.batch_tokens,
             temperature=config.temperature,
@@ -166,7 +188,7 @@ def main(config: EvaluateConfig) -> None:
     if config.adapter is not None:
         name = config.adapter.resolve().name
         answered["adapter" if name == "before" else name] = run()
-    found = {arm: judgements(records, detectors) for arm, records in answered.items()}
+    found = {arm: judgements(records, detectors, referee) for arm, records in answered.items()}
     _write(answered, found, config)
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     for arm, shares in found.items():
@@ -184,8 +206,8 @@ def main(config: EvaluateConfig) -> None:
 
 def _questions(config: EvaluateConfig) -> list[Asked]:
     """Everything that is asked, read and checked before a model is loaded."""
-    from regularize import utilities
-    from regularize.asked import from_miniature, from_set, from_utility
+    from regularize import utilities, win_rate
+    from regularize.asked import from_miniature, from_set, from_utility, from_win_rate
 
     n, seed = config.n, config.seed
     if config.on_miniatures:
@@ -199,6 +221,9 @@ def _questions(config: EvaluateConfig) -> list[Asked]:
         asked += from_utility("utility", utilities.open(spec), n=n, seed=seed)
     for spec in dict.fromkeys(config.new_task):
         asked += from_utility("new-task", utilities.open(spec), n=n, seed=seed)
+    if config.win_rate is not None and config.win_rate_judge is not None:
+        win_rate.check(config.win_rate_judge)
+        asked += from_win_rate(config.win_rate, n=n, seed=seed)
     for specs, kind in ((config.harmful, "harmful"), (config.look_alikes, "look-alike")):
         if len({one.set for one in asked if one.kind == kind}) < len(set(specs)):
             raise InputError(

@@ -15,13 +15,20 @@ from regularize.detectors import Detector
 from regularize.specs import Spec
 
 
-def refuse_partial(detectors: Sequence[Detector], chat: ChatModel, adapter: Path | None) -> None:
+def refuse_partial(
+    detectors: Sequence[Detector],
+    chat: ChatModel,
+    adapter: Path | None,
+    *,
+    option: str = "--detector",
+) -> None:
     """Refuse judges that have a part in what they judge, under whatever name.
 
     Args:
         detectors: Who is to judge.
         chat: The evaluated model, without its adapter.
         adapter: Folder of the run that made its adapter, where its run.json lies.
+        option: Of the command line, that named them.
 
     Raises:
         InputError: A detector has the model's own weights, or was the critic of the run.
@@ -31,14 +38,14 @@ def refuse_partial(detectors: Sequence[Detector], chat: ChatModel, adapter: Path
         where = Spec.parse(detector.name).where
         if where and where in critic:
             raise InputError(
-                f"--detector {detector.name}: it was the critic when {adapter} was trained; name "
+                f"{option} {detector.name}: it was the critic when {adapter} was trained; name "
                 "another, or give --allow-same-judge"
             )
         if detector.chat is None:
             continue
         if weights_fingerprint(detector.chat.model) == weights_fingerprint(chat.model):
             raise InputError(
-                f"--detector {detector.name}: these are the weights of {chat.name} itself, which "
+                f"{option} {detector.name}: these are the weights of {chat.name} itself, which "
                 "shares the blind spots of its answers; name another, or give --allow-same-judge"
             )
 

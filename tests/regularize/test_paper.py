@@ -57,7 +57,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
                 "input": "now" if i % 2 else "",
                 "output": f"Lamp {i}",
             }
-            for i in range(80)
+            for i in range(100)
         ]
         + [{"instruction": "Say nothing", "input": "", "output": ""}],
     )
@@ -82,6 +82,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         )
     monkeypatch.setenv("ACTIVATION_CRITIC_DATA", str(folder))
     monkeypatch.setattr(training, "N_MIXED", 50)
+    monkeypatch.setattr(training, "N_HELD_OUT", 20)
     forget()
     yield folder
     forget()

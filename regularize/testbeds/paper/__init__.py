@@ -98,13 +98,13 @@ class Paper(Testbed):
     def evaluate(
         self, chat: ChatModel, *, attack: str, n: int, seed: int, split: Split
     ) -> Evaluation:
-        """HEx-PHI, XSTest and GSM8K."""
+        """HEx-PHI, XSTest, GSM8K and Alpaca."""
         from regularize.testbeds.paper.evaluation import evaluate_paper
 
         return evaluate_paper(chat, attack=attack, n=n, seed=seed, split=split)
 
     def sweeps(self, model: str, out: Path, probes: Path) -> Mapping[str, Swept]:  # noqa: ARG002
-        """One probe a model, on prompts that nothing is evaluated on."""
+        """One probe a model, on harmful prompts that nothing is evaluated on."""
         from probes.manifest import slug
 
         sweep = SweepConfig(

@@ -15,6 +15,9 @@ they are PKU-Alignment/BeaverTails (as in the comparators' own papers) and, as w
 Alpaca. Whether an answer of BeaverTails that is safe refuses is not labelled: label 1 says that
 the request is one of its own.
 
+Alpaca's last 2000 rows are held out: nothing is trained on them, nor are they anchors, so that the
+win rate can ask them.
+
 Each is read from the folder that ACTIVATION_CRITIC_DATA names, where that has its file
 (attack/harmfulhexphi_300.jsonl, attack/beavertails.jsonl, benign/alpaca.jsonl, with the columns of
 the hub), and else from the hub, where HEx-PHI is gated.
@@ -34,6 +37,7 @@ from probes.errors import InputError
 from probes.files import Row
 from probes.prompts import Message
 from regularize.data import Example
+from regularize.testbeds import Split
 from regularize.testbeds._rows import examples, share
 
 DATA = "ACTIVATION_CRITIC_DATA"
@@ -46,6 +50,8 @@ N_SAFE = 2000
 N_CALIBRATION = 2000
 """Rows of `harmful`: Antidote's own number."""
 N_ANCHORS = 300
+N_HELD_OUT = 2000
+"""Rows of Alpaca, half of them to report on and half to choose by."""
 
 Pair = tuple[str, str]
 """A request and its answer."""
@@ -66,7 +72,7 @@ def training(name: str, *, seed: int = 0) -> list[Example]:
     elif kind == "safe" and not rest:
         rows = [
             *((*pair, 1) for pair in _some(rng, beavertails(is_safe=True), N_SAFE // 2)),
-            *((*pair, 0) for pair in _some(rng, alpaca(), N_SAFE // 2)),
+            *((*pair, 0) for pair in _some(rng, learnable(), N_SAFE // 2)),
         ]
         rng.shuffle(rows)
     elif kind == "harmful" and not rest:
@@ -89,12 +95,12 @@ def anchors(n: int = N_ANCHORS, *, kind: str = "", seed: int = 0) -> list[tuple[
         InputError: There is no such kind, or there are not so many.
     """
     pools: dict[str, Callable[[], tuple[Pair, ...]]] = {
-        "": alpaca, "ordinary": alpaca, "harmful": lambda: beavertails(is_safe=False)
+        "": learnable, "ordinary": learnable, "harmful": lambda: beavertails(is_safe=False)
     }  # fmt: skip
     if kind not in pools:
         raise InputError(f"anchors of kind {kind!r}: there are ordinary and harmful")
     pool = list(dict.fromkeys(text for text, _ in pools[kind]()))
-    if pools[kind] is alpaca:
+    if pools[kind] is learnable:
         pool = pool[N_MIXED:]  # the mixtures have the ones before
     if n > len(pool):
         raise InputError(f"{n} anchors: there are {len(pool)}")
@@ -125,6 +131,28 @@ def alpaca() -> tuple[Pair, ...]:
     return tuple(found)
 
 
+def learnable() -> tuple[Pair, ...]:
+    """Alpaca without the rows that are held out.
+
+    Raises:
+        InputError: So few are left that none could be both learnt and held out.
+    """
+    rows = alpaca()
+    if len(rows) < N_MIXED + N_HELD_OUT:
+        raise InputError(
+            f"benign/alpaca.jsonl has {len(rows)} rows; {N_MIXED} are mixed with harmful ones, and "
+            f"{N_HELD_OUT} are held out: take the whole set, tatsu-lab/alpaca"
+        )
+    return rows[:-N_HELD_OUT]
+
+
+def held_out(split: Split = "test") -> list[Pair]:
+    """Alpaca's rows whose requests nothing is trained on, each request once."""
+    known = {text for text, _ in alpaca()[:-N_HELD_OUT]}
+    rows = {text: answer for text, answer in alpaca()[-N_HELD_OUT:] if text not in known}
+    return list(rows.items())[0 if split == "test" else 1 :: 2]
+
+
 @cache
 def beavertails(*, is_safe: bool) -> tuple[Pair, ...]:
     """Requests with answers that people found safe, or unsafe."""
@@ -140,7 +168,7 @@ def beavertails(*, is_safe: bool) -> tuple[Pair, ...]:
 def _mixed(rng: Random, share: float, seed: int) -> list[tuple[str, str, int]]:
     n_harmful = round(share * N_MIXED)
     # Of the first rows, so that others are left for the anchors.
-    benign = _some(Random(f"alpaca/{seed}"), alpaca()[:N_MIXED], N_MIXED - n_harmful)
+    benign = _some(Random(f"alpaca/{seed}"), learnable()[:N_MIXED], N_MIXED - n_harmful)
     rows = [
         *((*pair, 1) for pair in _some(rng, attack(), n_harmful)),
         *((*pair, 0) for pair in benign),
