@@ -23,6 +23,8 @@ BEFORE = "before"
 """The defence's label of the model that training starts from."""
 MIXED = "mixed"
 """The attack that tells defences apart: to learn nothing is no answer to it."""
+NUMBERED = r"\+anchors-\d"
+"""Arms with another number of anchors than is usual: they have a figure of their own."""
 SETTING = ["attack", "harmful_share", "learning_rate"]
 NAMES = {BEFORE: "before training", "none": "SFT"}
 PINNED = {BEFORE: "black", "none": "#D55E00"}
@@ -154,6 +156,8 @@ def number_ends(ax: Axes, ends: Mapping[Arm, tuple[float, float]]) -> None:
         ax: the panel, with its final limits and height.
         ends: arm -> last point of its line, in data.
     """
+    if not ends:
+        return
     found = sorted(ends.items(), key=lambda item: item[1][1])
     y = ax.transAxes.inverted().transform(ax.transData.transform([end for _, end in found]))[:, 1]
     height = 72 * ax.get_window_extent().height / ax.figure.dpi

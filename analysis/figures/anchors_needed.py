@@ -59,7 +59,7 @@ def draw(table: pd.DataFrame) -> Figure:
     points = plotted(table)
     shown = [metric for metric in METRICS if (points["metric"] == metric).any()]
     figure, axes = style.panels(
-        [METRICS[metric] for metric in shown], width=3.6, height=2.9, sharey=True
+        [METRICS[metric] for metric in shown], width=3.6, height=3.4, sharey=True
     )
     ticks = list(dict.fromkeys(points["anchors"].dropna()))
     for ax, metric in zip(axes, shown, strict=True):
@@ -83,7 +83,7 @@ def _panel(ax: Axes, points: pd.DataFrame, ticks: list[str]) -> None:
     x = [ticks.index(name) for name in anchored["anchors"]]
     ax.vlines(x, anchored["lo"], anchored["hi"], color=style.COLOURS[0], lw=1, alpha=0.6)
     ax.plot(x, anchored["value"], color=style.COLOURS[0], marker="o", ls="", clip_on=False)
-    ax.set_xticks(range(len(ticks)), [tick.replace(" ", "\n") for tick in ticks])
+    ax.set_xticks(range(len(ticks)), ticks, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_xlim(-0.5, len(ticks) - 0.5)
     ax.set_xlabel("anchors")
 

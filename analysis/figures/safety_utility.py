@@ -2,7 +2,7 @@
 
 The lower right is good: the new task is learnt and the model still refuses. Of each model the
 setting is shown in which most was tried, and that of the mixed attack if there is one; beside it
-the untrained model. Bars are 95 % intervals.
+the untrained model. Bars are 95 % intervals. How few anchors are enough is `anchors_needed`'s.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ APART = 9.5
 def plotted(table: pd.DataFrame) -> pd.DataFrame:
     """The points: the setting, the arm, both shares and the ends of their intervals."""
     lines = defences.measured(table, X, Y)
+    numbered = lines["defence"].str.contains(arms.NUMBERED)
+    if not (numbered | (lines["defence"] == arms.BEFORE)).all():
+        lines = lines[~numbered]
     parts = []
     for _, of_model in lines.groupby("model", sort=False):
         untrained = of_model["defence"] == arms.BEFORE

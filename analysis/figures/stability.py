@@ -2,8 +2,8 @@
 
 Left the share of steps that are a spike (`analysis.stability`), mean over seeds with its 95 %
 interval; in the middle each run's largest norm beside its running median, from the least of the
-seeds to the greatest; right the spread of the seeds' NLL curves. The dotted lines are plain
-fine-tuning's. Of each model the setting is shown in which most was tried.
+seeds to the greatest; right, of several seeds, the spread of their NLL curves. The dotted lines are
+plain fine-tuning's. Of each model the setting is shown in which most was tried.
 """
 
 from __future__ import annotations
@@ -58,24 +58,29 @@ def draw(table: pd.DataFrame) -> Figure:
     points = plotted(table)
     pairs = [pair for pair in arms.arms(table) if not arms.of(points, pair).empty]
     models = list(dict.fromkeys(points["model"]))
-    figure = Figure(figsize=(9.4, 1.7 + 0.3 * max(3, len(pairs))))
-    axes = figure.subplots(1, len(MEASURES), sharey=True, width_ratios=(1.3, 1, 1))
-    for ax, (measure, label) in zip(axes, MEASURES.items(), strict=True):
-        ax.set_xlabel(label)
+    shown = [measure for measure in MEASURES if (points["measure"] == measure).any()]
+    figure = Figure(figsize=(3.4 + 2 * len(shown), 1.7 + 0.3 * max(3, len(pairs))))
+    ratios = (1.3, *[1.0] * (len(shown) - 1))
+    axes = figure.subplots(1, len(shown), sharey=True, width_ratios=ratios, squeeze=False)[0]
+    for ax, measure in zip(axes, shown, strict=True):
+        ax.set_xlabel(MEASURES[measure])
         ax.grid(axis="x", lw=0.4, alpha=0.5)
         for y in range(0, len(pairs), 2):
             ax.axhspan(y - 0.5, y + 0.5, color="black", alpha=0.035, lw=0)
         _panel(ax, points[points["measure"] == measure], pairs, models)
     axes[0].set_yticks(range(len(pairs)), [arms.label(*pair) for pair in pairs])
     axes[0].set_ylim(len(pairs) - 0.5, -0.5)
-    axes[0].set_xlim(0, None)
-    axes[0].xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}")
-    axes[1].set_xscale("log")
-    axes[1].xaxis.set_major_locator(FixedLocator(style.RATIOS))
-    axes[1].xaxis.set_major_formatter("{x:g}")
-    axes[1].xaxis.set_minor_locator(NullLocator())
     axes[0].set_title(arms.setting(points), fontsize=9, fontweight="normal")
-    axes[2].set_xlim(0, None)
+    for ax, measure in zip(axes, shown, strict=True):
+        if measure == "largest":
+            ax.set_xscale("log")
+            ax.xaxis.set_major_locator(FixedLocator(style.RATIOS))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_locator(NullLocator())
+        else:
+            ax.set_xlim(0, None)
+        if measure == "spikes":
+            ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}")
     handles = [
         Line2D([], [], color=colour(i), marker=_marker(i), ls=":", lw=1, label=style.clip(model))
         for i, model in enumerate(models)

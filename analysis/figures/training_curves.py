@@ -45,21 +45,26 @@ def draw(table: pd.DataFrame) -> Figure:
     points = plotted(table)
     looks = arms.arms(table)
     models = dict(list(points.groupby("model", sort=False)))
-    figure = Figure(figsize=({1: 6.5, 2: 4.8}.get(len(models), 4.0) * len(models), 6.6))
-    grid = figure.subplots(len(ROWS), len(models), squeeze=False, sharex="col", sharey="row")
-    grid[1, 0].set_yscale("symlog", linthresh=SMALL)
+    measured = set(points.dropna(subset="mean")["quantity"])
+    rows = {quantity: label for quantity, label in ROWS.items() if quantity in measured}
+    width = {1: 6.5, 2: 4.8}.get(len(models), 4.0)
+    figure = Figure(figsize=(width * len(models), 3.3 * len(rows)))
+    grid = figure.subplots(len(rows), len(models), squeeze=False, sharex="col", sharey="row")
+    for ax, quantity in zip(grid[:, 0], rows, strict=True):
+        if quantity == "kl":
+            ax.set_yscale("symlog", linthresh=SMALL)
     ends: dict[Axes, dict[arms.Arm, tuple[float, float]]] = {}
     for column, (model, of_model) in zip(grid.T, models.items(), strict=True):
         arms.head(column[0], str(model), of_model)
         column[-1].set_xlabel("optimizer step")
-        for ax, quantity in zip(column, ROWS, strict=True):
+        for ax, quantity in zip(column, rows, strict=True):
             of_row = of_model[of_model["quantity"] == quantity].dropna(subset="mean")
             lines = {arm: arms.of(of_row, pair).sort_values("step") for pair, arm in looks.items()}
             drawn = {arm: line for arm, line in lines.items() if not line.empty}
             for arm, line in drawn.items():
                 _line(ax, line, arm.mark)
             ends[ax] = {arm: _last(line) for arm, line in drawn.items()}
-    for ax, label in zip(grid[:, 0], ROWS.values(), strict=True):
+    for ax, label in zip(grid[:, 0], rows.values(), strict=True):
         ax.set(ylabel=label, ylim=(0, None))
     arms.legend(figure, {arm for of_panel in ends.values() for arm in of_panel})
     figure.draw_without_rendering()  # Which gives the panels their size.

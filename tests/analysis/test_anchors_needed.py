@@ -3,7 +3,7 @@
 import pytest
 
 from analysis import results, style
-from analysis.figures import anchors_needed
+from analysis.figures import anchors_needed, safety_utility
 from analysis.rows import EvaluationRow
 from tests.analysis import synthetic
 
@@ -66,3 +66,11 @@ def test_without_a_number_of_anchors_nothing_is_drawn(left):
     table = synthetic.frame(rows({name: VALUES[name] for name in left}))
     with pytest.raises(results.NothingToDraw):
         anchors_needed.draw(table)
+
+
+def test_other_numbers_of_anchors_stand_in_no_other_picture():
+    shown = safety_utility.plotted(TABLE)["defence"].tolist()
+    assert shown == ["before", "none", "anchored", "anchored+anchors"]
+    few = {name: value for name, value in VALUES.items() if "anchors-" in name}
+    alone = synthetic.frame(rows({"before": 0.02, **few}))  # where there is nothing else they do
+    assert safety_utility.plotted(alone)["defence"].tolist() == ["before", *few]

@@ -269,3 +269,11 @@ def test_twenty_arms_have_twenty_numbers_that_do_not_overlap():
                 assert nearest * 72 / figure.dpi > 7, module.__name__
             (legend,) = figure.legends
             assert len(legend.get_texts()) == 20 - (module is training_curves)
+
+
+def test_where_no_kl_was_measured_there_is_no_panel_of_it():
+    table = STEPS.assign(kl=np.nan)
+    assert len(training_curves.draw(table).axes) == len(training_curves.draw(STEPS).axes) / 2
+    one = STEPS.copy()
+    one.loc[one["model"] == one["model"].iloc[0], "kl"] = np.nan
+    assert len(training_curves.draw(one).axes) == len(training_curves.draw(STEPS).axes)

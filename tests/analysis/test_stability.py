@@ -301,6 +301,15 @@ def test_a_few_arms_have_room_too(n):
         cost.draw(synthetic.frame(synthetic.costs(arms=arms))).savefig(io.BytesIO(), dpi=60)
 
 
+def test_a_single_seed_has_no_panel_of_the_spread():
+    one = STEPS[STEPS["seed"] == STEPS["seed"].iloc[0]]
+    with warnings.catch_warnings(), style.context():
+        warnings.simplefilter("error")
+        figure = picture.draw(one)
+        figure.savefig(io.BytesIO(), dpi=60)
+    assert len(figure.axes) == 2 and len(picture.draw(STEPS).axes) == 3
+
+
 def test_both_are_drawn_of_the_table_of_steps(tmp_path):
     pictures = figures.redraw({"steps": STEPS}, tmp_path)
     assert {path.stem for path in pictures} == {"loss_curves", "stability", "training_curves"}
