@@ -1,7 +1,7 @@
 # Every target sets up .venv on its own when pyproject.toml or constraints.txt is newer than it.
 #   make sweep    the main job on the embedded default: AUROC by layer, figures, frozen probes
 #   make train    fine-tune on untrusted data with the frozen probe as critic, and evaluate
-#   make compare  every defence, critic and attack on the miniatures: about an hour
+#   make compare  every defence, critic and attack on the miniatures: an hour and a half
 #   make test     the tests            make check   lint, format, types, one-way imports, spelling
 #   make figures  redraw figures/ from the committed tables
 #   make bench    speed and memory beside what one would use instead
