@@ -263,8 +263,8 @@ def peak(arm: Arm, setting: Setting) -> int:
     What it has built before and goes on holding is in it. Called in a process of its own.
     """
     show.without_noise()
-    # Libraries are loaded and caches filled by a short training of another model.
-    _trainer(NONE, _load(NONE, setting), setting, steps=WARM).train()
+    # Libraries are loaded and caches filled by a short training of the same kind.
+    _trainer(arm, _load(arm, setting), setting, steps=WARM).train()
     loaded = _load(NONE, setting)
     gc.collect()
     device = loaded.chat.model.device.type
