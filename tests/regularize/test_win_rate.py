@@ -69,7 +69,7 @@ def judge(unparsed: float = 0.05) -> Judge:
         ("analysisWe weigh B.assistantfinalA", "A"),
         ("analysisThey wrote </think> hereassistantfinalA", "A"),
         ("<think>it says assistantfinal here</think>A", "A"),
-        ("analysisWINNER: B, I would thi", ""),
+        ("analysisWINNER: B, I would", ""),
         ("<think>WINNER: B", ""),
         ("draft</think><think>again WINNER: B", ""),
         ("analysis: both are right", "analysis: both are right"),
