@@ -263,8 +263,8 @@ def peak(arm: Arm, setting: Setting) -> int:
     What it has built before and goes on holding is in it. Called in a process of its own.
     """
     show.without_noise()
-    # Libraries are loaded and caches filled by a short training of the same kind.
-    _trainer(arm, _load(arm, setting), setting, steps=WARM).train()
+    # Libraries are loaded and caches filled by another training of the same kind.
+    _trainer(arm, _load(arm, setting), setting, steps=setting.steps).train()
     loaded = _load(NONE, setting)
     gc.collect()
     device = loaded.chat.model.device.type
