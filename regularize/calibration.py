@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from regularize.generation import head_read_once
-from regularize.work import BATCH_TOKENS, Shape
+from regularize.generation import BATCH_TOKENS, head_read_once
+from regularize.work import Shape
 
 if TYPE_CHECKING:
     from regularize.testbeds import Recipe

@@ -20,6 +20,8 @@ from probes.models import ChatModel, context_length
 from probes.prompts import Message
 from probes.rendering import Rendered, render
 
+BATCH_TOKENS = 16384
+"""In memory at a time, where nothing else is said."""
 ALIKE = 0.75
 """Share of its longest prompt that every prompt of a batch has at least: the rest is padding."""
 
@@ -32,7 +34,7 @@ def answers(
     prompts: Sequence[str | Sequence[Message]],
     *,
     max_new_tokens: int = 256,
-    batch_tokens: int = 16384,
+    batch_tokens: int = BATCH_TOKENS,
     temperature: float = 0.0,
     top_p: float = 0.9,
     seed: int = 0,

@@ -32,14 +32,13 @@ from probes.blocks import blocks
 from probes.models import ChatModel
 from probes.rendering import render
 from regularize.data import encode
+from regularize.generation import BATCH_TOKENS
 from regularize.losses import CHUNK
 
 if TYPE_CHECKING:
     from regularize.arms import Run
     from regularize.testbeds import Recipe, Split, Testbed
 
-BATCH_TOKENS = 16384
-"""Of `generation.answers`."""
 ADAM = 16
 """Bytes of a weight that is trained: itself, its gradient, two moments."""
 

@@ -26,6 +26,7 @@ from tests.regularize.training import (
     ORDER,
     OTHER,
     ROWS,
+    SAFE_ROWS,
     adapted,
     distance,
     encoded,
@@ -37,9 +38,6 @@ from tests.regularize.training import (
     trainer,
 )
 
-SAFE_ROWS: list[dict[str, Any]] = [
-    {"prompt": f"say no {i}", "completion": "no" + " no" * i, "label": i % 2} for i in range(5)
-]
 SAFE = examples(SAFE_ROWS)
 ALL_ROWS = [*ROWS, *SAFE_ROWS]
 LISA = Lisa(rho=2.0, k1=2, k2=3)

@@ -21,6 +21,7 @@ from tests.regularize.training import (
     ORDER,
     OTHER,
     ROWS,
+    SAFE_ROWS,
     SAME,
     adapted,
     arguments,
@@ -33,9 +34,7 @@ from tests.regularize.training import (
     trainer,
 )
 
-SAFE = examples(
-    [{"prompt": f"say no {i}", "completion": "no" + " no" * i, "label": i % 2} for i in range(5)]
-)
+SAFE = examples(SAFE_ROWS)
 PULL = 0.3
 
 

@@ -31,6 +31,10 @@ ROWS: list[dict[str, Any]] = [
     for i in range(12)
 ]
 """Twelve rows, of risks from 0 to 1."""
+SAFE_ROWS: list[dict[str, Any]] = [
+    {"prompt": f"say no {i}", "completion": "no" + " no" * i, "label": i % 2} for i in range(5)
+]
+"""Five safe rows, of both labels."""
 SAME = 2e-5
 """What fp32's rounding may grow to in a few steps."""
 OTHER = 50 * SAME
