@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,46 +20,30 @@ from tqdm import tqdm
 from transformers.trainer_callback import TrainerCallback
 
 from analysis.rows import CostRow
-from probes import models
 from probes.errors import InputError
-from probes.models import ChatModel
-from regularize import arms, interleave, memory, one_run, plugins, show
+from regularize import arms, interleave, memory, plugins, show
 from regularize.arms import NONE, Arm, Run
 from regularize.cost import WARM
-from regularize.given import given
+from regularize.entrants import (
+    Setting,
+    counted,
+    device_of,
+    given_to,
+    load,
+    setting_of,
+    steps_of,
+    trainer_for,
+)
 from regularize.segments import Segments
 
 if TYPE_CHECKING:
     from regularize.cost import CostConfig
-    from regularize.data import Example
     from regularize.trainer import RegularizedTrainer
 
 SFT = "SFT"
 """What all others are measured against, and none of them."""
 BETWEEN = 4
 """Steps of SFT before and after what is timed in steps of it."""
-
-
-class Setting(NamedTuple):
-    """What all trainings have in common."""
-
-    config: CostConfig
-    examples: list[Example]
-    probe: Path | None
-    """Folder of the frozen probe, if any of them needs one."""
-    steps: int
-    """Of each training."""
-    whole: int
-    """Of a whole training of SFT."""
-    folder: Path
-    """Scratch."""
-
-
-class Loaded(NamedTuple):
-    """What a training begins with."""
-
-    chat: ChatModel
-    given: dict[str, Any]
 
 
 @dataclass
@@ -88,7 +72,7 @@ def measured(config: CostConfig) -> list[CostRow]:
     show.without_noise()
     chosen = contestants(config)
     with TemporaryDirectory() as folder:
-        setting = _setting(config, chosen, Path(folder))
+        setting = setting_of(config, chosen, Path(folder))
         contest = Contest(setting, chosen)
         contest.build()
         contest.train()
@@ -129,7 +113,7 @@ class Contest:
         self._entrants: dict[str, Entrant] = {}
         self._failed: dict[str, str] = {}
         self._seconds: dict[str, list[float]] = {}
-        self._clock = Segments(_trainer(NONE, _load(NONE, setting), setting, steps=10**6))
+        self._clock = Segments(trainer_for(NONE, load(NONE, setting), setting, steps=10**6))
         self._clock.go(WARM)
 
     @property
@@ -176,7 +160,7 @@ class Contest:
         """What a defence took beside SFT."""
         setting, arm = self._setting, self._chosen[name]
         theirs = self._entrants[SFT]
-        device = _device(theirs.trainer)
+        device = device_of(theirs.trainer)
         numbers: dict[str, Any] = dict.fromkeys(
             ("time_ratio", "time_ratio_lo", "time_ratio_hi", "memory_ratio", "step_passes", "steps",
              "before", "before_passes", "after", "after_passes"), math.nan,
@@ -188,7 +172,7 @@ class Contest:
                 "time_ratio": time.median, "time_ratio_lo": time.lo, "time_ratio_hi": time.hi,
                 "memory_ratio": peaks.get(name, math.nan) / peaks.get(SFT, math.nan),
                 "step_passes": ours.step_tokens / theirs.step_tokens,
-                "steps": _steps_of(ours.trainer, setting) / setting.whole,
+                "steps": steps_of(ours.trainer, setting) / setting.whole,
                 "before": (ours.before - theirs.before) / setting.whole,
                 "before_passes": (ours.before_tokens - theirs.before_tokens) / of_data,
                 "after": (ours.after - theirs.after) / setting.whole,
@@ -202,11 +186,13 @@ class Contest:
         )  # fmt: skip
 
     def _entrant(self, arm: Arm) -> Entrant:
-        loaded = _load(arm, self._setting)
-        tokens = _counted(loaded)
+        loaded = load(arm, self._setting)
+        tokens = counted(loaded)
         made: list[RegularizedTrainer] = []
         steps = self._setting.steps
-        before = self._timed(lambda: made.append(_trainer(arm, loaded, self._setting, steps=steps)))
+        before = self._timed(
+            lambda: made.append(trainer_for(arm, loaded, self._setting, steps=steps))
+        )
         return Entrant(made[0], Segments(made[0]), tokens, before, tokens())
 
     def _segment(self, name: str, steps: Iterator[int], bar: tqdm) -> None:
@@ -264,13 +250,13 @@ def peak(arm: Arm, setting: Setting) -> int:
     """
     show.without_noise()
     # Libraries are loaded and caches filled by another training of the same kind.
-    _trainer(arm, _load(arm, setting), setting, steps=setting.steps).train()
-    loaded = _load(NONE, setting)
+    trainer_for(arm, load(arm, setting), setting, steps=setting.steps).train()
+    loaded = load(NONE, setting)
     gc.collect()
     device = loaded.chat.model.device.type
     beyond = memory.held(device)
-    loaded = loaded._replace(given=_given(arm, loaded.chat, setting))
-    trainer = _trainer(arm, loaded, setting, steps=setting.steps)
+    loaded = loaded._replace(given=given_to(arm, loaded.chat, setting))
+    trainer = trainer_for(arm, loaded, setting, steps=setting.steps)
     watch = _Watch(device)
     trainer.add_callback(watch)
     trainer.train()
@@ -288,88 +274,6 @@ def _peaks(setting: Setting, chosen: Mapping[str, Arm]) -> dict[str, int]:
         except Exception as error:
             tqdm.write(f"{name}: no memory measured: {_reason(error)}", file=sys.stderr)
     return found
-
-
-def _setting(config: CostConfig, chosen: Mapping[str, Arm], folder: Path) -> Setting:
-    testbed = config.testbed
-    run = Run(config.model, testbed.attack, testbed.share, math.nan, config.seed, NONE)
-    examples = testbed.training(run.data, seed=config.seed)
-    probe = None
-    if any(arm.method.needs_risk for arm in chosen.values()):
-        swept = testbed.sweeps(config.model, config.out, config.probes)["probe"]
-        probe = swept.probe
-        if not (probe / "config.json").is_file():
-            from probes import layer_sweep
-
-            testbed.prepare(config.out)
-            layer_sweep.main(swept.sweep)
-    whole = _epochs(len(examples), config)
-    steps = whole if config.steps is None else config.steps
-    if steps < WARM + config.rounds:
-        raise InputError(
-            f"--rounds {config.rounds}: the training has only {steps} steps, of which {WARM} are "
-            "not timed; give fewer rounds, or more --steps"
-        )
-    return Setting(config, examples, probe, steps, whole, folder)
-
-
-def _load(arm: Arm, setting: Setting) -> Loaded:
-    recipe, model = setting.config.testbed.recipe, setting.config.model
-    chat = models.load(model, dtype=recipe.dtype, device_map=recipe.device_map)
-    return Loaded(chat, _given(arm, chat, setting))
-
-
-def _given(arm: Arm, chat: ChatModel, setting: Setting) -> dict[str, Any]:
-    config = setting.config
-    return given(arm.method, config.testbed.given(config.model), chat, seed=config.seed)
-
-
-def _trainer(arm: Arm, loaded: Loaded, setting: Setting, *, steps: int) -> RegularizedTrainer:
-    """Ready for so many steps, with a cache of its own."""
-    config, (chat, more) = setting.config, loaded
-    testbed, folder = config.testbed, mkdtemp(dir=setting.folder)
-    needs = arm.method.needs_risk
-    critic = testbed.critic(arm.critic, str(setting.probe), config.seed) if needs else None
-    args = one_run.arguments(testbed.recipe, chat, folder, seed=config.seed, max_steps=steps)
-    return one_run.trainer_of(
-        chat, setting.examples, testbed.recipe, args,
-        defence=arm.method, critic=critic, cache=Path(folder), **more,
-    )  # fmt: skip
-
-
-def _counted(loaded: Loaded) -> Callable[[], int]:
-    """Counts the tokens, without padding, that go forward through the models from now on."""
-    batches: list[torch.Tensor] = []
-
-    def note(module: object, args: tuple[Any, ...], options: dict[str, Any]) -> None:  # noqa: ARG001
-        ids: Any = options.get("input_ids", args[0] if args else None)
-        if ids is None:
-            ids = options["inputs_embeds"][..., 0]
-        mask: Any = options.get("attention_mask")
-        # While an answer is generated the mask has the past too.
-        alike = isinstance(mask, torch.Tensor) and mask.shape == ids.shape
-        batches.append(mask.sum() if alike else torch.tensor(ids.numel()))
-
-    for model in (loaded.chat.model, loaded.given.get("base")):
-        if model is not None:
-            model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
-    return lambda: sum(int(n) for n in batches)
-
-
-def _steps_of(trainer: RegularizedTrainer, setting: Setting) -> int:
-    """Of a whole training on the trainer's rows; safe data take steps, and add none."""
-    prepared = trainer.prepared
-    return _epochs(len(prepared.trained_on) - len(prepared.safe), setting.config)
-
-
-def _epochs(rows: int, config: CostConfig) -> int:
-    recipe = config.testbed.recipe
-    batches = math.ceil(rows / recipe.batch_size)
-    return math.ceil(recipe.epochs * math.ceil(batches / recipe.accumulate))
-
-
-def _device(trainer: RegularizedTrainer) -> str:
-    return trainer.args.device.type
 
 
 @contextmanager

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from probes.errors import InputError
-from regularize import contest, interleave, memory
+from regularize import contest, entrants, interleave, memory
 from regularize.arms import Arm
-from regularize.contest import Loaded, contestants
+from regularize.contest import contestants
 from regularize.cost import CostConfig, main
 from regularize.defences import Given, Steps
 from regularize.defences.antidote import Antidote
@@ -257,7 +257,7 @@ def test_the_peak_is_that_of_the_steps_and_what_is_held_for_them(
     small: CostConfig, tmp_path: Path
 ) -> None:
     none, hoards = Arm("none", "none", SFT()), Arm("hoards", "none", Hoards())
-    setting = contest._setting(replace(small, steps=7), {"none": none}, tmp_path)
+    setting = entrants.setting_of(replace(small, steps=7), {"none": none}, tmp_path)
     plain, more = (memory.alone(contest.peak, arm, setting) for arm in (none, hoards))
     assert plain > 0
     assert more - plain == pytest.approx(64 * 2**20, abs=8 * 2**20)
@@ -265,7 +265,7 @@ def test_the_peak_is_that_of_the_steps_and_what_is_held_for_them(
 
 def test_tokens_of_a_generation_count_once_each() -> None:
     model = adapted().get_base_model()
-    tokens = contest._counted(Loaded(_Chat(model), {}))  # type: ignore[arg-type]
+    tokens = entrants.counted(entrants.Loaded(_Chat(model), {}))  # type: ignore[arg-type]
     ids = torch.tensor([[5, 6, 7, 8]])
     model.generate(input_ids=ids, max_new_tokens=3, min_new_tokens=3, do_sample=False)
     assert tokens() == 4 + 2  # the last one that is written is not read
