@@ -9,6 +9,7 @@ and must have the model: https://nnsight.net/status.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import reduce
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -62,7 +63,7 @@ class NnsightBackend:
         quiet = nullcontext() if self.remote else reading(self.module)
         # The inner block, which must be a `with` of its own, is what nnsight sends to the server:
         # plain objects and torch only.
-        with quiet, _plain_words(self.remote):  # noqa: SIM117
+        with quiet, _by_reference(), _plain_words(self.remote):  # noqa: SIM117
             with self.wrapped.trace(**inputs, use_cache=False, **where) as tracer:
                 rows = nnsight.save([])  # the list too must be saved, not its items alone
                 for module, side in read:
@@ -123,3 +124,20 @@ def _plain_words(remote: bool | str) -> Iterator[None]:
             f"NDIF did not run the model: {error}; see that NDIF_API_KEY is set and that "
             "https://nnsight.net/status lists the model, or run without --remote"
         ) from error
+
+
+@contextmanager
+def _by_reference() -> Iterator[None]:
+    """Afterwards this process's own modules are pickled as before.
+
+    For a remote run nnsight has cloudpickle send them by value, from then on and to everybody:
+    joblib's processes, which import them themselves, would get copies, or fail to.
+    """
+    from cloudpickle import list_registry_pickle_by_value, unregister_pickle_by_value
+
+    before = list_registry_pickle_by_value()
+    try:
+        yield
+    finally:
+        for name in list_registry_pickle_by_value() - before:
+            unregister_pickle_by_value(ModuleType(name))
