@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from analysis import evidence_rows
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
@@ -204,5 +206,6 @@ TABLES: dict[str, type] = {
     "steps": StepRow,
     "bench": BenchRow,
     "costs": CostRow,
+    **evidence_rows.TABLES,
 }
 """File stem -> row."""
