@@ -15,6 +15,18 @@ from typing import Any, NamedTuple, get_type_hints
 
 import pandas as pd
 
+from analysis.evidence_rows import CalibrationRow as CalibrationRow
+from analysis.evidence_rows import CausalRow as CausalRow
+from analysis.evidence_rows import ControlRow as ControlRow
+from analysis.evidence_rows import CosineRow as CosineRow
+from analysis.evidence_rows import DriftRow as DriftRow
+from analysis.evidence_rows import LayerRow as LayerRow
+from analysis.evidence_rows import LeakRow as LeakRow
+from analysis.evidence_rows import MarginRow as MarginRow
+from analysis.evidence_rows import NestedRow as NestedRow
+from analysis.evidence_rows import OperatingRow as OperatingRow
+from analysis.evidence_rows import PromptRow as PromptRow
+from analysis.evidence_rows import ReliabilityRow as ReliabilityRow
 from analysis.rows import TABLES as TABLES
 from analysis.rows import BenchRow as BenchRow
 from analysis.rows import CostRow as CostRow
