@@ -47,6 +47,9 @@ class NothingToDraw(TableError):
 VARIANTS = {
     "scores": ("train_set", "hook_point", "position", "seed"),
     "risks": ("train_set",),
+    "margins": ("train_set", "hook_point", "position", "seed"),
+    "operating": ("train_set",),
+    "reliability": ("train_set",),
     "evaluations": ("prompts", "detector"),
     "costs": ("model",),
 }
@@ -76,6 +79,10 @@ FITS: dict[str, Callable[[pd.Series], bool]] = {
 }
 
 
+Tables = dict[str, list[Any]]
+"""Rows by the name of their table."""
+
+
 class Slice(NamedTuple):
     """The part of a table that one picture shows."""
 
@@ -100,6 +107,30 @@ def write(rows: Sequence[Any], stem: Path) -> None:
     # Both are ready before either is replaced, so that the pair does not come apart on a full disk.
     replace({stem.with_name(f"{stem.name}.parquet"): buffer.getvalue(),
              stem.with_name(f"{stem.name}.csv"): csv(table)})  # fmt: skip
+
+
+def write_all(tables: Mapping[str, Sequence[Any]], folder: Path) -> None:
+    """Write several tables; one without rows is not there afterwards."""
+    for name, rows in tables.items():
+        if rows:
+            write(rows, folder / name)
+        else:
+            for kind in ("parquet", "csv"):
+                (folder / f"{name}.{kind}").unlink(missing_ok=True)
+
+
+def read_rows(folder: Path) -> Tables:
+    """Every table that lies in a folder, as the rows that were written.
+
+    Raises:
+        TableError: there is none, or one is broken.
+    """
+    found: Tables = {}
+    for name, table in read_all(folder).items():
+        row = TABLES[name]
+        columns = [table[column].tolist() for column in _columns(row)]
+        found[name] = [row(*values) for values in zip(*columns, strict=True)]
+    return found
 
 
 def csv(table: pd.DataFrame) -> bytes:

@@ -109,7 +109,7 @@ def nats(labels: Int64[ndarray, "prompt"], probabilities: Float[ndarray, "prompt
 def bins(
     labels: Int64[ndarray, "prompt"], probabilities: Float[ndarray, "prompt"]
 ) -> Sequence[Bin]:
-    """The prompts in `BINS` bins of equal mass, by rising probability; as `metrics.ece` has them."""
+    """The prompts in `BINS` bins of equal mass, by rising probability, as in `metrics.ece`."""
     order = np.argsort(probabilities, kind="stable")
     found = []
     for part in np.array_split(order, BINS):

@@ -56,6 +56,7 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
         *,
         auroc: Interval | None = None,
         fpr: float = 0.01,
+        calibration: str = "none",
     ) -> "FrozenProbe":
         """Freeze a readout.
 
@@ -66,6 +67,7 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
             out_of_fold: Their logits by probes that had not seen them, for the threshold.
             auroc: In-distribution, for the record.
             fpr: Highest false-positive rate that the threshold may have.
+            calibration: What has been folded into it, for the record.
         """
         threshold = threshold_in_gap(train.labels, out_of_fold.logits, fpr)
         known = threshold == threshold
@@ -90,6 +92,7 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
                 threshold_fpr=fpr,
                 threshold=threshold if known else None,
                 realised_fpr=realised if known else None,
+                calibration=calibration,
             )
         )
         probe.weight.copy_(readout.weight)

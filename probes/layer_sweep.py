@@ -23,9 +23,9 @@ from probes.hooks import HookPoint
 if TYPE_CHECKING:  # What --help does not need is imported late.
     from rich.console import Console
 
-    from analysis.results import RiskRow, ScoreRow
+    from analysis.results import Tables
     from probes.prompts import PromptSet
-    from probes.scoring import Lexical
+    from probes.scoring import Judged
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,14 @@ class SweepConfig:
     """Inverse strengths of the L2 penalty to choose from, as in scikit-learn."""
     fpr: float = 0.01
     """Highest false-positive rate that the frozen probe's threshold may have."""
+    calibration: Literal["none", "platt"] = "none"
+    """Whether Platt's map, from out-of-fold log-odds, is folded into the frozen probe. The tables
+    have the calibration without and with it either way."""
+    leave_one_out: bool = False
+    """Fit on all train sets but one, too, for each of them, and score that one."""
+    keep_leaks: bool = False
+    """Score held-out prompts that stand in the train set too, exactly or nearly, with their label.
+    They are listed either way."""
     seed: int = 0
     """Seed of folds, samples and bootstrap."""
 
@@ -126,31 +134,42 @@ def main(config: SweepConfig) -> None:
         InputError: Something given cannot be used. What was finished is kept, and reused next time.
     """
     config.check()
-    trains, held_outs = _prompt_sets(config)
+    trains, held_outs, tables = _prompt_sets(config)
 
     from rich.console import Console
 
     from probes.folds import Folds
     from probes.model_sweep import sweep_model
+    from probes.tasks import tasks
 
-    for train in trains:  # refuses too few groups, before a model is loaded
-        Folds.of(train.labels, train.groups, folds=config.folds, seed=config.seed)
+    planned = list(
+        tasks(
+            trains,
+            held_outs,
+            leave_one_out=config.leave_one_out,
+            keep_leaks=config.keep_leaks,
+        )
+    )
+    tables["leaks"] += [row for task in planned for row in task.leaks]
+    for task in planned:  # refuses too few groups, before a model is loaded
+        Folds.of(task.train.labels, task.train.groups, folds=config.folds, seed=config.seed)
 
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
-    scores: list[ScoreRow] = []
-    risks: list[RiskRow] = []
-    words: dict[str, list[Lexical]] = {}
+    words: dict[str, list[Judged]] = {}
     for number, spec in enumerate(config.models, start=1):
         console.print(f"[bold]{spec}[/bold] ({number} of {len(config.models)})")
-        found = sweep_model(spec, config, trains, held_outs, words, console)
-        scores += found.scores
-        risks += found.risks
-    _report(scores, risks, config, console)
+        for name, rows in sweep_model(spec, config, planned, words, console).items():
+            tables.setdefault(name, []).extend(rows)
+    _report(tables, config, console)
 
 
-def _prompt_sets(config: SweepConfig) -> tuple[list[PromptSet], list[PromptSet]]:
-    """The train sets and the held-out sets, read and checked."""
-    from probes import prompts
+def _prompt_sets(config: SweepConfig) -> tuple[list[PromptSet], list[PromptSet], Tables]:
+    """The train sets and the held-out sets, read and checked, and what is told of their prompts.
+
+    Prompts of a set that are alike are of one group from here on.
+    """
+    from analysis.results import PromptRow
+    from probes import leaks, prompts
     from probes.miniature.splits import SPLITS
 
     language = tuple(f"miniature:{split}" for split in SPLITS)
@@ -166,21 +185,28 @@ def _prompt_sets(config: SweepConfig) -> tuple[list[PromptSet], list[PromptSet]]
             )
         for note in found.notes:
             sys.stderr.write(f"{note}\n")
-    return [loaded[spec] for spec in train], [loaded[spec] for spec in held_out]
+    tables: Tables = {"leaks": [], "prompts": []}
+    for spec, found in loaded.items():
+        alike = leaks.inside(found)
+        loaded[spec] = leaks.grouped(found, alike)
+        tables["leaks"] += leaks.rows(found, found, alike) if spec in train else []
+        tables["prompts"] += [
+            PromptRow(found.name, one.id, one.label, one.group, one.source, one.text)
+            for one in loaded[spec].prompts
+        ]
+    return [loaded[spec] for spec in train], [loaded[spec] for spec in held_out], tables
 
 
-def _report(
-    scores: list[ScoreRow], risks: list[RiskRow], config: SweepConfig, console: Console
-) -> None:
+def _report(tables: Tables, config: SweepConfig, console: Console) -> None:
     """Tables and figures of all models together, and the table on the screen."""
-    from analysis import figures, results, tables
+    from analysis import figures, results
+    from analysis import tables as rendered
 
     results.replace({config.out / "config.json": config.to_json().encode()})
-    results.write(scores, config.out / "scores")
-    results.write(risks, config.out / "risks")
+    results.write_all(tables, config.out)
     read = results.read_all(config.out)
     for _, table in results.slices(read["scores"]):
-        console.print(tables.render(table))
+        console.print(rendered.render(table))
     pictures = figures.redraw(read, config.out / "figures")
     for path in (config.out / "scores.csv", config.out / "risks.csv", *pictures):
         console.print(str(path), markup=False, soft_wrap=True)

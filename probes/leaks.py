@@ -65,7 +65,7 @@ def between(train: PromptSet, other: PromptSet) -> list[Leak]:
 def inside(prompts: PromptSet) -> list[Leak]:
     """For each prompt of a set that has any, the earlier one most like it."""
     index = _Index()
-    found = []
+    found: list[Leak] = []
     for row, prompt in enumerate(prompts.prompts):
         found += _found_of(index, row, prompt.id, prompt.text)
         index.add(row, prompt.id, prompt.text)
@@ -110,8 +110,17 @@ def grouped(prompts: PromptSet, leaks: Sequence[Leak]) -> PromptSet:
     )
 
 
-def rows(train: PromptSet, other: PromptSet, leaks: Sequence[Leak]) -> list[LeakRow]:
-    """The table's rows; of one set alone where it is given twice."""
+def rows(
+    train: PromptSet, other: PromptSet, leaks: Sequence[Leak], *, dropped: bool = True
+) -> list[LeakRow]:
+    """The table's rows; of one set alone where it is given twice.
+
+    Args:
+        train: The set that is fitted on.
+        other: The set that is scored.
+        leaks: `between` the two, or `inside` of the one.
+        dropped: Whether the other set is scored without those that are not `new`.
+    """
     return [
         LeakRow(
             train_set=train.name,
@@ -122,7 +131,7 @@ def rows(train: PromptSet, other: PromptSet, leaks: Sequence[Leak]) -> list[Leak
             similarity=leak.similarity,
             same_label=ours.label == theirs.label,
             same_group=ours.group == theirs.group,
-            dropped=train is not other and _is_dropped(leak, train, other),
+            dropped=dropped and train is not other and _is_dropped(leak, train, other),
         )
         for leak in leaks
     ]

@@ -1,6 +1,6 @@
 """One model of a sweep: load, capture, fit, score, export; what is still valid is reused.
 
-    OUT/MODEL/TRAIN-SET/scores.{parquet,csv}  risks.{parquet,csv}  probe/  done.json
+    OUT/MODEL/TRAIN-SET/scores.{parquet,csv}, risks, margins, ...  probe/  done.json
 
 `done.json` is written last and says what the rest was made from.
 """
@@ -8,19 +8,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 
 from analysis import results
-from analysis.results import RiskRow, ScoreRow
 from analysis.tables import best_layer
-from probes import models, scoring
+from probes import evidence, joined, models, scoring
 from probes.backends import open_backend
 from probes.cache import ActivationCache
 from probes.errors import InputError
@@ -29,7 +28,8 @@ from probes.manifest import Manifest, cache_folder, slug, versions_of
 from probes.models import ChatModel
 from probes.prompts import PromptSet
 from probes.provenance import FORMAT
-from probes.scoring import Captured, Fitted, Lexical, Where
+from probes.scoring import Captured, Fitted, HeldOut, Judged, Where
+from probes.tasks import Task
 
 if TYPE_CHECKING:
     from probes.layer_sweep import SweepConfig
@@ -41,28 +41,25 @@ LEAST_HELD = 2**24
 """Bytes: what a fit may hold of one thing even where a shard is smaller."""
 
 
-class Found(NamedTuple):
-    """What one model gave."""
-
-    scores: list[ScoreRow]
-    risks: list[RiskRow]
+TABLES = (
+    "scores", "risks", "margins", "operating", "calibration", "reliability",
+)  # fmt: skip
+"""What a train set gives."""
 
 
 def sweep_model(
     spec: str,
     config: SweepConfig,
-    trains: Sequence[PromptSet],
-    held_outs: Sequence[PromptSet],
-    words: dict[str, list[Lexical]],
+    tasks: Sequence[Task],
+    words: dict[str, list[Judged]],
     console: Console,
-) -> Found:
+) -> results.Tables:
     """Sweep one model over all train sets.
 
     Args:
         spec: The model.
         config: What to do.
-        trains: What probes are fitted on, one after the other.
-        held_outs: What they are scored on.
+        tasks: What probes are fitted on and scored on, one after the other.
         words: The lexical floors by train set, which are the same for every model: the first that
             needs them adds them.
         console: Where to say what happens.
@@ -78,26 +75,22 @@ def sweep_model(
         chat_template=config.chat_template,
         weights=not config.remote,
     )
-    captured = {
-        prompts.name: Captured(prompts, cache)
-        for prompts, cache in _capture(chat, config, [*trains, *held_outs])
-    }
-    _say_what_was_read([cast(ActivationCache, one.acts) for one in captured.values()], console)
-    found = Found([], [])
-    for train in trains:
-        unseen = [captured[other.name] for other in held_outs if other.name != train.name]
-        folder = config.out / slug(spec) / slug(train.name)
-        one = _on_train_set(spec, captured[train.name], unseen, config, words, folder)
+    sets = {one.name: one for task in tasks for one in (*task.parts, *task.held_out)}
+    caches = dict(_capture(chat, config, list(sets.values())))
+    _say_what_was_read(list(caches.values()), console)
+    found: results.Tables = {name: [] for name in TABLES}
+    for task in tasks:
+        folder = config.out / slug(spec) / slug(task.train.name)
+        for name, rows in _on_train_set(spec, task, caches, config, words, folder).items():
+            found[name] += rows
         console.print(f"  frozen probe: {escape(str(folder / 'probe'))}", soft_wrap=True)
-        found.scores.extend(one.scores)
-        found.risks.extend(one.risks)
     return found
 
 
 def _capture(
     chat: ChatModel, config: SweepConfig, sets: Sequence[PromptSet]
-) -> Iterator[tuple[PromptSet, ActivationCache]]:
-    """The activations of each set, once."""
+) -> Iterator[tuple[str, ActivationCache]]:
+    """The activations of each set, by its name."""
     backend = open_backend(
         chat.model, config.backend, remote=config.remote, revision=config.revision
     )
@@ -106,7 +99,7 @@ def _capture(
             f"--export {config.export}: {chat.name} has the layers 0 to {backend.n_layers - 1}"
         )
     weights = models.weights_fingerprint(chat.model)
-    for prompts in {one.name: one for one in sets}.values():
+    for prompts in sets:
         described: dict[str, Any] = {
             "backend": backend,
             "hook_point": config.hook_point,
@@ -117,7 +110,7 @@ def _capture(
         }
         folder = cache_folder(config.cache, Manifest.of(chat, prompts, **described))
         yield (
-            prompts,
+            prompts.name,
             ActivationCache.build(folder, chat, prompts, progress=True, **described),
         )
 
@@ -139,54 +132,80 @@ def _shortened(n: int) -> str:
 
 def _on_train_set(
     spec: str,
-    train: Captured,
-    held_out: Sequence[Captured],
+    task: Task,
+    caches: Mapping[str, ActivationCache],
     config: SweepConfig,
-    words: dict[str, list[Lexical]],
+    words: dict[str, list[Judged]],
     folder: Path,
-) -> Found:
+) -> results.Tables:
     """Fit, score and export on one train set, unless that was done before from the same things."""
-    caches = [cast(ActivationCache, one.acts) for one in (train, *held_out)]
-    manifest = caches[0].manifest
-    made_from = _made_from(caches, config)
+    used = [caches[one.name] for one in (*task.parts, *task.held_out)]
+    manifest = used[0].manifest
+    made_from = _made_from(used, config)
     if _is_done(folder, made_from):
-        return _read(folder)
+        return results.read_rows(folder)
     (folder / DONE).unlink(missing_ok=True)
 
-    name = train.prompts.name
-    if name not in words:
-        words[name] = scoring.lexical(
-            train.prompts,
-            [one.prompts for one in held_out],
-            folds=config.folds,
-            seed=config.seed,
-            progress=True,
+    train, unseen = task.train, task.unseen
+    if train.name not in words:
+        words[train.name] = scoring.lexical(
+            train, unseen, folds=config.folds, seed=config.seed, progress=True
         )
     where = Where(spec, config.hook_point, manifest.position, config.seed)
     swept = scoring.sweep(
         where,
-        train,
-        held_out,
-        words[name],
+        Captured(train, joined.activations(task.parts, caches)),
+        [
+            HeldOut(scored, caches[scored.name], keep)
+            for scored, keep in zip(unseen, task.keep, strict=True)
+        ],
+        words[train.name],
         folds=config.folds,
         Cs=config.C,
         memory=_memory(manifest),
         progress=True,
     )
     chosen = _chosen(swept, config.export)
-    found = Found(swept.scores, scoring.risks(where, chosen, train, held_out))
+    sets = evidence.Sets(train, chosen.out_of_fold.fold, unseen)
+    calibrated = evidence.calibrated(where, sets, chosen.judged, frozen=config.calibration)
+    if config.calibration == "platt":
+        chosen = evidence.platt(chosen, train.labels)
+    readouts = [chosen.judged, *_beside(swept, chosen)]
+    found: results.Tables = {
+        "scores": swept.scores,
+        "risks": scoring.risks(where, chosen, train, unseen),
+        "margins": list(evidence.margins(where, sets, readouts, words[train.name])),
+        "operating": list(
+            evidence.operating(
+                where, sets, [*readouts, *words[train.name]], [config.fpr, evidence.RARE]
+            )
+        ),
+        "calibration": calibrated.scores,
+        "reliability": calibrated.bins,
+    }
     FrozenProbe.of(
         chosen.probe,
         manifest,
-        train.prompts,
+        train,
         chosen.out_of_fold,
         auroc=chosen.auroc,
         fpr=config.fpr,
+        calibration=config.calibration,
     ).save_pretrained(folder / "probe")
-    results.write(found.scores, folder / "scores")
-    results.write(found.risks, folder / "risks")
+    results.write_all(found, folder)
     results.replace({folder / DONE: made_from.encode()})
     return found
+
+
+def _beside(swept: scoring.Sweep, chosen: Fitted) -> list[Judged]:
+    """What stands beside the chosen probe: the pooled one, and the class means where it reads."""
+    others = [swept.pooled.judged]
+    others += [
+        one.judged
+        for one in swept.fitted
+        if one.probe.readout == "class-mean" and one.judged.layer == chosen.judged.layer
+    ]
+    return [one for one in others if one.readout != chosen.judged.readout]
 
 
 def _memory(manifest: Manifest) -> int:
@@ -218,6 +237,8 @@ def _made_from(caches: Sequence[ActivationCache], config: SweepConfig) -> str:
             "seed": config.seed,
             "fpr": config.fpr,
             "export": config.export,
+            "calibration": config.calibration,
+            "keep_leaks": config.keep_leaks,
             "format": FORMAT,
             "versions": versions_of("activation-critic", "torch", "scikit-learn"),
         },
@@ -228,11 +249,3 @@ def _made_from(caches: Sequence[ActivationCache], config: SweepConfig) -> str:
 def _is_done(folder: Path, made_from: str) -> bool:
     done = folder / DONE
     return done.is_file() and done.read_text() == made_from
-
-
-def _read(folder: Path) -> Found:
-    tables = results.read_all(folder)
-    scores, risks = (
-        cast(list[dict[str, Any]], tables[name].to_dict("records")) for name in ("scores", "risks")
-    )
-    return Found([ScoreRow(**row) for row in scores], [RiskRow(**row) for row in risks])

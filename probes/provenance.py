@@ -41,6 +41,8 @@ class ProbeConfig:
     the rate."""
     realised_fpr: float | None
     """Share of harmless train rows above it, each by a probe that had not seen its fold."""
+    calibration: str = "none"
+    """What is folded into it: none, or platt (`calibration.platt`, out of fold)."""
     format: int = FORMAT
 
     def __post_init__(self) -> None:

@@ -1,14 +1,13 @@
 """All readouts of one model on one train set, scored on unseen folds and on held-out sets.
 
 The train set's own scores are of the probes that were not trained on a row's fold; a held-out set
-is scored by the probe fitted on the whole train set, and rows that the train set holds too are left
-out of it. The lexical floors go the same way, on the same folds.
+is scored by the probe fitted on the whole train set, on the rows that are new (`leaks.new`). The
+lexical floors go the same way, on the same folds.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 from jaxtyping import Bool, Float64
 from numpy import ndarray
 from scipy.special import expit
@@ -29,6 +28,17 @@ class Captured(NamedTuple):
     acts: Layers
 
 
+class HeldOut(NamedTuple):
+    """A set that is only scored."""
+
+    prompts: PromptSet
+    """Those that are scored."""
+    acts: Layers
+    """Of the whole set."""
+    keep: Bool[ndarray, "_"]
+    """Which rows of it are scored."""
+
+
 class Where(NamedTuple):
     """What the rows of one model and train set have in common."""
 
@@ -38,32 +48,49 @@ class Where(NamedTuple):
     seed: int
 
 
+class Judged(NamedTuple):
+    """The log-odds that one readout or floor gives, and their AUROC."""
+
+    readout: str
+    layer: int
+    """The single one that it reads, or -1."""
+    inside: Float64[ndarray, "prompt"]
+    """Of the train set, out of fold."""
+    outside: list[Float64[ndarray, "_"]]
+    """Of the rows that are scored, by held-out set."""
+    aurocs: list[metrics.Interval]
+    """On the train set, and on each held-out set."""
+
+
 class Fitted(NamedTuple):
     """One readout: scored out of fold, and fitted on the whole train set."""
 
     probe: LinearReadout
     out_of_fold: CrossValidated
-    auroc: metrics.Interval
-    """In-distribution."""
+    judged: Judged
+
+    @property
+    def auroc(self) -> metrics.Interval:
+        """In-distribution."""
+        return self.judged.aurocs[0]
 
 
 class Sweep(NamedTuple):
     """What a model gives on one train set."""
 
     scores: list[ScoreRow]
-    layers: list[Fitted]
-    """By layer."""
-    pooled: Fitted
-    """Mean over layers."""
+    fitted: list[Fitted]
+    """Every readout."""
 
+    @property
+    def layers(self) -> list[Fitted]:
+        """By layer."""
+        return [one for one in self.fitted if one.probe.readout == "layer"]
 
-class Lexical(NamedTuple):
-    """A floor's AUROC: of the words alone, and so the same for every model."""
-
-    floor: floors.Floor
-    inside: metrics.Interval
-    outside: list[metrics.Interval]
-    """By held-out set."""
+    @property
+    def pooled(self) -> Fitted:
+        """Mean over layers."""
+        return next(one for one in self.fitted if one.probe.readout == "pooled-mean")
 
 
 def kinds(n_layers: int) -> Iterator[tuple[Readout, tuple[int, ...]]]:
@@ -84,30 +111,32 @@ def lexical(
     folds: int,
     seed: int,
     progress: bool = False,
-) -> list[Lexical]:
+) -> list[Judged]:
     """Score the lexical floors on the probes' own folds and held-out rows.
+
+    They see the words alone, and are the same for every model.
 
     Raises:
         InputError: The train set has too few groups for the folds, or one class only.
     """
     split = Folds.of(train.labels, train.groups, folds=folds, seed=seed)
+    texts = [other.texts for other in held_out]
     inside, outside = [], []
     for floor in tqdm(floors.FLOORS, "  lexical floors", unit="floor", disable=not progress):
         inside.append(floors.cross_validated_scores(floor, train.texts, train.labels, split))
-        outside.append(
-            floors.held_out_scores(
-                floor, train.texts, train.labels, split, [other.texts for other in held_out]
-            )
-        )
+        outside.append(floors.held_out_scores(floor, train.texts, train.labels, split, texts))
     found = _aurocs(train, held_out, split, inside, outside, seed)
-    return [Lexical(floor, *one) for floor, one in zip(floors.FLOORS, found, strict=True)]
+    return [
+        Judged(floor, -1, own, others, aurocs)
+        for floor, own, others, aurocs in zip(floors.FLOORS, inside, outside, found, strict=True)
+    ]
 
 
 def sweep(
     where: Where,
     train: Captured,
-    held_out: Sequence[Captured],
-    words: Sequence[Lexical],
+    held_out: Sequence[HeldOut],
+    words: Sequence[Judged],
     *,
     folds: int,
     Cs: Sequence[float],
@@ -131,7 +160,6 @@ def sweep(
     """
     labels = train.prompts.labels
     split = Folds.of(labels, train.prompts.groups, folds=folds, seed=where.seed)
-    unseen = [other.prompts for other in held_out]
     out_of_fold: list[CrossValidated] = []
     probes: list[LinearReadout] = []
     bar = tqdm(list(kinds(train.acts.n_layers)), "  fitting", unit="probe", disable=not progress)
@@ -144,27 +172,21 @@ def sweep(
         probes.append(
             fit(train.acts, labels, split, readout=readout, layers=layers, Cs=Cs, memory=memory)
         )
-    aurocs = _aurocs(
-        train.prompts,
-        unseen,
-        split,
-        [found.logits for found in out_of_fold],
-        [[probe.logits(other.acts) for other in held_out] for probe in probes],
-        where.seed,
-    )
+    unseen = [other.prompts for other in held_out]
+    inside = [found.logits for found in out_of_fold]
+    outside = [[probe.logits(other.acts)[other.keep] for other in held_out] for probe in probes]
+    aurocs = _aurocs(train.prompts, unseen, split, inside, outside, where.seed)
+    fitted = [
+        Fitted(probe, found, Judged(probe.readout, layer_of(probe), found.logits, others, own))
+        for probe, found, others, own in zip(probes, out_of_fold, outside, aurocs, strict=True)
+    ]
     sets = [train.prompts, *unseen]
     scores: list[ScoreRow] = []
-    fitted: list[Fitted] = []
-    for probe, found, (inside, outside) in zip(probes, out_of_fold, aurocs, strict=True):
-        fitted.append(Fitted(probe, found, inside))
-        scores += _rows(where, probe.readout, layer_of(probe), probe.C, sets, [inside, *outside])
+    for one in fitted:
+        scores += _rows(where, one.judged, one.probe.C, sets)
     for floor in words:
-        scores += _rows(where, floor.floor, -1, None, sets, [floor.inside, *floor.outside])
-    return Sweep(
-        scores,
-        layers=[one for one in fitted if one.probe.readout == "layer"],
-        pooled=next(one for one in fitted if one.probe.readout == "pooled-mean"),
-    )
+        scores += _rows(where, floor, None, sets)
+    return Sweep(scores, fitted)
 
 
 def layer_of(probe: LinearReadout) -> int:
@@ -172,39 +194,28 @@ def layer_of(probe: LinearReadout) -> int:
     return probe.layers[0] if probe.readout in ("layer", "class-mean") else -1
 
 
-def new_rows(train: PromptSet, other: PromptSet) -> Bool[ndarray, "prompt"]:
-    """The rows of another set that the train set does not hold."""
-    known = {prompt.id for prompt in train.prompts}
-    return np.array([prompt.id not in known for prompt in other.prompts], dtype=bool)
-
-
 def risks(
-    where: Where, chosen: Fitted, train: Captured, held_out: Sequence[Captured]
+    where: Where, chosen: Fitted, train: PromptSet, held_out: Sequence[PromptSet]
 ) -> list[RiskRow]:
-    """The chosen probe's risk of every prompt; out of fold for the train set."""
-
-    def rows(prompts: PromptSet, logits: Float64[ndarray, "prompt"], out: bool) -> list[RiskRow]:
-        return [
-            RiskRow(
-                model=where.model,
-                readout=chosen.probe.readout,
-                layer=layer_of(chosen.probe),
-                train_set=train.prompts.name,
-                eval_set=prompts.name,
-                held_out=out,
-                id=prompt.id,
-                label=prompt.label,
-                risk=float(risk),
-            )
-            for prompt, risk in zip(prompts.prompts, expit(logits), strict=True)
-        ]
-
-    found = rows(train.prompts, chosen.out_of_fold.logits, False)
-    for other in held_out:
-        keep = new_rows(train.prompts, other.prompts)
-        every = rows(other.prompts, chosen.probe.logits(other.acts), True)
-        found += [row for row, kept in zip(every, keep, strict=True) if kept]
-    return found
+    """The chosen probe's risk of every prompt that is scored; out of fold for the train set."""
+    judged = chosen.judged
+    return [
+        RiskRow(
+            model=where.model,
+            readout=judged.readout,
+            layer=judged.layer,
+            train_set=train.name,
+            eval_set=prompts.name,
+            held_out=prompts is not train,
+            id=prompt.id,
+            label=prompt.label,
+            risk=float(risk),
+        )
+        for prompts, logits in zip(
+            [train, *held_out], [judged.inside, *judged.outside], strict=True
+        )
+        for prompt, risk in zip(prompts.prompts, expit(logits), strict=True)
+    ]
 
 
 def _aurocs(
@@ -214,12 +225,12 @@ def _aurocs(
     inside: Sequence[Float64[ndarray, "prompt"]],
     outside: Sequence[Sequence[Float64[ndarray, "_"]]],
     seed: int,
-) -> list[tuple[metrics.Interval, list[metrics.Interval]]]:
+) -> list[list[metrics.Interval]]:
     """Each readout's AUROC on the train set and on each held-out set.
 
     Args:
         train: The train set.
-        held_out: The others.
+        held_out: The rows of the others that are scored.
         split: Folds of the train set.
         inside: Each readout's out-of-fold scores.
         outside: Each readout's scores of each held-out set.
@@ -228,38 +239,29 @@ def _aurocs(
     own = metrics.auroc_intervals(train.labels, inside, train.groups, fold=split.fold, seed=seed)
     others = []
     for i, other in enumerate(held_out):
-        keep = new_rows(train, other)
-        scores = [found[i][keep] for found in outside]
-        others.append(
-            metrics.auroc_intervals(other.labels[keep], scores, other.groups[keep], seed=seed)
-        )
-    return [(one, [found[k] for found in others]) for k, one in enumerate(own)]
+        scores = [found[i] for found in outside]
+        others.append(metrics.auroc_intervals(other.labels, scores, other.groups, seed=seed))
+    return [[one, *(found[k] for found in others)] for k, one in enumerate(own)]
 
 
 def _rows(
-    where: Where,
-    readout: str,
-    layer: int,
-    C: float | None,
-    sets: Sequence[PromptSet],
-    aurocs: Sequence[metrics.Interval],
+    where: Where, judged: Judged, C: float | None, sets: Sequence[PromptSet]
 ) -> Iterator[ScoreRow]:
     """A row for the train set, the first one, and for each held-out set."""
     train = sets[0]
-    for prompts, auroc in zip(sets, aurocs, strict=True):
-        labels = prompts.labels if prompts is train else prompts.labels[new_rows(train, prompts)]
-        n_pos = int(labels.sum())
+    for prompts, auroc in zip(sets, judged.aurocs, strict=True):
+        n_pos = int(prompts.labels.sum())
         yield ScoreRow(
             model=where.model,
             hook_point=where.hook_point,
             position=where.position,
-            layer=layer,
-            readout=readout,
+            layer=judged.layer,
+            readout=judged.readout,
             train_set=train.name,
             eval_set=prompts.name,
             held_out=prompts is not train,
             n_pos=n_pos,
-            n_neg=len(labels) - n_pos,
+            n_neg=len(prompts) - n_pos,
             auroc=float(auroc.estimate),
             auroc_lo=float(auroc.lo),
             auroc_hi=float(auroc.hi),
