@@ -15,7 +15,7 @@ from PIL import Image
 
 from analysis import figures, results, style
 from analysis.figures import held_out_heatmap, layer_curves, risk_distribution
-from tests.analysis import synthetic
+from tests.analysis import synthetic, synthetic_evidence
 
 MODELS = ("miniature/llama", "miniature/phi3", "microsoft/Phi-3.5-mini-instruct")
 
@@ -208,6 +208,8 @@ def test_redraw_writes_three_files_a_figure_and_the_csv_is_what_is_plotted(tmp_p
         "evaluations": frame(synthetic.evaluations(models=("m",), arms=arms)),
         "steps": frame(synthetic.steps(models=("m",), n_steps=20)),
         "costs": frame(synthetic.costs()),
+        "operating": frame(synthetic_evidence.operating()),
+        "reliability": frame(synthetic_evidence.reliability(MODELS[:1])),
     }
     pictures = figures.redraw(one, tmp_path)
     assert [path.name for path in pictures] == [f"{name}.png" for name in figures.names()]
