@@ -6,6 +6,7 @@ OUT/anchors.jsonl         the anchors, as the reference answers them
 OUT/adapter_*             the adapter (or, with --full or where a defence has changed the weights
                           before training, the whole model), and README.md, its card
 OUT/steps.{parquet,csv}   loss, NLL, KL, mean risk, mean beta and gradient norm of each step
+OUT/drift.{parquet,csv}   AUROC of the critic's frozen probe on the model in training
 OUT/checkpoints/          removed when the run is finished
 OUT/done.json             written last
 
@@ -26,13 +27,14 @@ from rich.console import Console
 
 from analysis import results
 from analysis.rows import StepRow
-from probes import models
+from probes import models, prompts
 from probes.commands import arguments
 from probes.errors import InputError
 from probes.folders import last_checkpoint
+from probes.frozen import FrozenProbe
 from probes.manifest import slug
 from probes.models import ChatModel
-from regularize import anchors, card, data, show
+from regularize import anchors, card, data, drift, show
 from regularize.critics import Critic
 from regularize.critics.probe import ProbeCritic
 from regularize.given import given
@@ -64,7 +66,7 @@ def fine_tune(config: TrainConfig) -> None:
     first = args.process_index == 0
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False, quiet=not first)
     assessed = config.defence.needs_risk or config.risk_only
-    if assessed:
+    if assessed or config.watched is not None:
         with args.main_process_first(desc="the probe"):
             config = replace(config, critic=_critic(config))
     if _is_done(config):
@@ -111,7 +113,7 @@ def fine_tune(config: TrainConfig) -> None:
         reference=config.reference,
         measure_kl=config.measure_kl,
         cache=config.cache,
-        callbacks=[show.Progress(console)],
+        callbacks=[show.Progress(console), *_canaries(config, chat)],
     )
     show.quiet(trainer)
     if trainer.reference is not None:
@@ -124,6 +126,8 @@ def fine_tune(config: TrainConfig) -> None:
         f"learnt in {trainer.state.global_step} steps: {show.terms(trainer.steps()[-1])} nats per "
         "answer token at the last"
     )
+    if watched := drift.rows(trainer.state.log_history, Arm(config.model)):
+        console.print(drift.said(watched))
     console.print(
         f"saved in {config.out}; what became of it:\n  {_evaluation(config)}",
         markup=False,
@@ -209,6 +213,20 @@ def _critic(config: TrainConfig) -> Critic:
     return replace(critic, path=str(found[0])) if found else critic
 
 
+def _canaries(config: TrainConfig, chat: ChatModel) -> list[Any]:
+    """What watches whether the critic's probe still reads the model."""
+    if config.watched is None or not isinstance(config.critic, ProbeCritic):
+        return []
+    return [
+        drift.Canary(
+            FrozenProbe.from_pretrained(str(config.critic.path)),
+            prompts.load(config.watched, seed=config.seed),
+            chat.tokenizer,
+            every=config.canary_every,
+        )
+    ]
+
+
 def _with_anchors(
     prepared: Prepared, chat: ChatModel, config: TrainConfig, console: Console
 ) -> Prepared:
@@ -217,9 +235,9 @@ def _with_anchors(
     if path.is_file():
         examples = anchors.read(path)
     else:
-        prompts = anchors.load(str(config.anchors), n=config.n_anchors, seed=config.seed)
+        asked = anchors.load(str(config.anchors), n=config.n_anchors, seed=config.seed)
         examples = anchors.answered(
-            chat, prompts, max_new_tokens=config.anchor_tokens, progress=not console.quiet
+            chat, asked, max_new_tokens=config.anchor_tokens, progress=not console.quiet
         )
         anchors.write(examples, path)
     limit = config.max_length or models.context_length(chat.model)
@@ -309,7 +327,13 @@ def _save(
         learning_rate=config.rate,
         seed=config.seed,
     )
-    results.write([StepRow(**asdict(about), **step) for step in steps], config.out / "steps")
+    results.write_all(
+        {
+            "steps": [StepRow(**asdict(about), **step) for step in steps],
+            "drift": drift.rows(trainer.state.log_history, about),
+        },
+        config.out,
+    )
     known = replace(config, defence=trainer.defence)  # with what it has found out
     written = card.text(known, prepared, steps[-1])
     results.replace({config.out / "README.md": written.encode()})

@@ -86,6 +86,12 @@ class TrainConfig:
     Default for a miniature: miniature:harmful."""
     risk_only: bool = False
     """Show the risks and stop before training."""
+    canary: str | None = None
+    """Labelled prompts, none of the probe's or of --data, on which the critic's frozen probe is
+    read from the model in training: does it still tell harm? Default for a miniature with a probe:
+    miniature:test; 'none' for none."""
+    canary_every: int = 25
+    """Optimizer steps between two such looks."""
     lora: Lora = field(default_factory=Lora)
     """The adapter."""
     full: bool = False
@@ -138,6 +144,7 @@ class TrainConfig:
         """Raise InputError for what cannot work, before anything is loaded."""
         self.defence.check()
         check_given(self.defence, self.given)
+        _ = self.watched
         if self.data is None and not self.is_miniature:
             raise InputError(
                 f"--data names no training rows for {self.model}; give a file such as --data "
@@ -157,7 +164,8 @@ class TrainConfig:
             raise InputError(f"--lora.dropout {self.lora.dropout}: must be from 0 to below 1")
         if self.dtype == "float16":
             raise InputError("--dtype float16: gradients underflow; choose bfloat16 or float32")
-        for name in ("epochs", "batch_size", "accumulate", "save_steps", "clip", "anchor_tokens"):
+        for name in ("epochs", "batch_size", "accumulate", "save_steps", "clip", "anchor_tokens",
+                     "canary_every"):  # fmt: skip
             if getattr(self, name) <= 0:
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag} {getattr(self, name)}: must be more than zero")
@@ -182,6 +190,26 @@ class TrainConfig:
                 "harmful": "miniature:harmful",
             }
         return {need: getattr(self, need) or default for need, default in own.items()}
+
+    @property
+    def watched(self) -> str | None:
+        """The canary, if the critic has a probe that could read it.
+
+        Raises:
+            InputError: One is named, and there is no probe.
+        """
+        has_probe = isinstance(self.critic, ProbeCritic)
+        if self.canary == "none":
+            return None
+        if self.canary is None:
+            own = has_probe and self.defence.needs_risk and self.is_miniature
+            return "miniature:test" if own else None
+        if not has_probe:
+            raise InputError(
+                f"--canary {self.canary} is read with the critic's frozen probe, and there is "
+                "none: choose critic:probe"
+            )
+        return self.canary
 
     @property
     def whole(self) -> bool:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy.special import expit
 
-from analysis.results import OperatingRow, ReliabilityRow
+from analysis.results import DriftRow, OperatingRow, ReliabilityRow
 from tests.analysis.synthetic import HELD_OUT, MODELS, wilson
 
 TRAIN = "miniature:train"
@@ -53,4 +53,20 @@ def reliability(models=MODELS, held_out=HELD_OUT, n=40) -> list[ReliabilityRow]:
                             float(expit(slope * t)), *share(float(expit(t)), n),
                         )
                     )  # fmt: skip
+    return rows
+
+
+def drift(models=("m",), steps=(0, 20, 40)) -> list[DriftRow]:
+    """AUROC that hardly falls under SFT, while what is flagged does; both stay under a defence."""
+    rows = []
+    for model in models:
+        for defence, falls in (("none", 1.0), ("adaptive-kl", 0.1)):
+            for i, step in enumerate(steps):
+                auroc, tpr = 1 - 0.002 * i * falls, 1 - 0.25 * i * falls
+                rows.append(
+                    DriftRow(
+                        model, defence, "probe", "mixed", 0.09, 1e-3, 0, step, auroc, auroc - 0.02,
+                        min(auroc + 0.01, 1.0), tpr, 0.01, 400,
+                    )
+                )  # fmt: skip
     return rows

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from analysis import results, style
-from analysis.figures import operating_points, reliability_curves
+from analysis.figures import operating_points, probe_under_drift, reliability_curves
 from tests.analysis import synthetic_evidence
 from tests.analysis.synthetic import HELD_OUT, MODELS, frame
 
@@ -20,7 +20,9 @@ def test_the_points_are_the_probes_and_the_best_floors_at_the_rate_that_has_a_th
     assert set(points["fpr"]) == {0.01} and len(points) == 2 * len(MODELS) * len(SETS)
     with style.context():
         figure = operating_points.draw(table)
-    assert [ax.get_title(loc="left") for ax in figure.axes] == [style.clip(model) for model in MODELS]
+    assert [ax.get_title(loc="left") for ax in figure.axes] == [
+        style.clip(model) for model in MODELS
+    ]
     ax = figure.axes[0]
     marks = {line.get_marker(): [] for line in ax.lines}
     for line in ax.lines:
@@ -57,3 +59,18 @@ def test_two_bins_in_one_place_are_refused():
     table = frame(synthetic_evidence.reliability(MODELS[:1]))
     with pytest.raises(results.TableError, match="two rows for"):
         reliability_curves.draw(table.assign(bin=0))
+
+
+def test_drift_shows_what_auroc_hides():
+    table = frame(synthetic_evidence.drift())
+    with style.context():
+        figure = probe_under_drift.draw(table)
+    above, below = figure.axes
+    for ax, column in ((above, "auroc"), (below, "tpr")):
+        lines = [line for line in ax.lines if line.get_marker() in ("s", "o", "^")]
+        want = [part[column].tolist() for _, part in table.groupby("defence", sort=False)]
+        assert [line.get_ydata().tolist() for line in lines] == want
+    assert above.get_ylim() == (0.9, 1)
+    once = table[table["step"] == 0]
+    with pytest.raises(results.NothingToDraw, match="no two looks"):
+        probe_under_drift.draw(once)
