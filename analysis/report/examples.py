@@ -89,8 +89,7 @@ def leaks(tables: Tables, *, searched: bool) -> Leaks:
         what = (
             "No pair of equal or nearly equal prompts was found."
             if searched
-            else "Not computed, as far as is known: there is no table leaks, nor does config.json "
-            "say how many pairs were found (leak_pairs)."
+            else absent("leaks", "which prompts are in two sets, or twice in one")
         )
         return Leaks(what, None, ())
     texts = _texts(tables)

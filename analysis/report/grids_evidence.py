@@ -112,20 +112,19 @@ def causal(tables: Tables) -> Section:
     return _section(tables, "causal", "Causal effect", ("model", "backend", "train_set"), (
         Column("prompts", lambda row: f"{row['eval_set']}, "
                f"{'harmful' if row['label'] else 'harmless'}"),
-        Column("intervention", lambda row: row["intervention"]),
-        Column("direction", lambda row: row["direction"]),
-        Column("layer", lambda row: f"{row['layer']}"),
-        Column("strength (sd)", lambda row: digits(row["strength"], 1)
-               if row["intervention"] == "add" else NONE),
-        Column("refused", lambda row: with_interval(
+        Column("direction", lambda row: row["target"] if row["direction"] != "random"
+               else f"{row['draws']} random, {row['random']}, for {row['target']}"),
+        Column("change made", _made),
+        Column("share", lambda row: row["metric"]),
+        Column("of answers", lambda row: with_interval(
             percent(row["value"]), percent_interval(row["lo"], row["hi"]))),
         Column("change (points)", lambda row: with_interval(
             points(row["change"]), points_interval(row["change_lo"], row["change_hi"]))),
         Column("n", lambda row: f"{row['n']}"),
-    ), "Share of prompts refused while a direction is changed [95 % interval]",
+    ), "What is answered while a direction is changed [95 % interval]",
         "what the model does while the direction is removed or added",
-        "Of random directions the mean, and in brackets the least and the greatest.",
-        texts=3)  # fmt: skip
+        "Of random directions the mean, and in brackets the least and the greatest. Strengths are "
+        "standard deviations of the probe's logit.", texts=4)  # fmt: skip
 
 
 def drift(tables: Tables) -> Section:
@@ -182,21 +181,28 @@ def _share(row: pd.Series, name: str) -> str:
     return with_interval(percent(row[name]), percent_interval(row[f"{name}_lo"], row[f"{name}_hi"]))
 
 
+def _made(row: pd.Series) -> str:
+    if row["intervention"] == "none":
+        return "none"
+    how = "removed" if row["intervention"] == "ablate" else f"added {row['strength']:g} sd"
+    return f"{how}, layer {row['layer']}, at {row['tokens']} tokens"
+
+
 def _random_together(causal: pd.DataFrame) -> pd.DataFrame:
     """The random directions of one change as one row: mean, least and greatest."""
     keys = ["model", "backend", "train_set", "eval_set", "label", "layer", "intervention",
-            "strength", "metric"]  # fmt: skip
+            "target", "tokens", "random", "strength", "metric"]  # fmt: skip
     random = causal["direction"] == "random"
-    parts = [causal[~random]]
+    parts = [causal[~random].assign(draws=1)]
     for _, draws in causal[random].groupby(keys, sort=False, dropna=False):
         one = draws.iloc[[0]].assign(
-            direction=f"random ({len(draws)})",
+            draws=len(draws),
             **{name: draws[name].mean() for name in ("value", "change")},
             lo=draws["value"].min(), hi=draws["value"].max(),
             change_lo=draws["change"].min(), change_hi=draws["change"].max(),
         )  # fmt: skip
         parts.append(one)
     return pd.concat(parts).sort_values(
-        ["label", "layer", "intervention", "strength"],
-        ascending=[False, True, False, True], kind="stable",
+        ["eval_set", "label", "metric", "layer", "intervention", "target", "tokens", "strength"],
+        ascending=[True, False, False, True, False, True, True, True], kind="stable",
     )  # fmt: skip

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from analysis.report.grids import Grid, Line
 from analysis.results import TableError
 
-COMMAND = "probes.layer_sweep"
-BESIDE = ("versions", "command", "commit", "git_commit", "leak_pairs")
+COMMANDS = {"export": "probes.layer_sweep", "add_at": "probes.causal_check"}
+"""Argument that only one command has -> the command; for a config.json that does not name it."""
+BESIDE = ("versions", "command", "commit")
 """What config.json holds beside the arguments."""
 SHOWN = 16
 """Digits of a hash."""
@@ -22,13 +23,14 @@ class Origin(NamedTuple):
     """What it takes to have the results again."""
 
     command: str
+    """Empty where it is not known."""
     commit: str
     versions: tuple[tuple[str, str], ...]
     hashes: Grid | None
     fpr: float | None
     """The rate that the frozen thresholds were asked to keep."""
     searched: bool
-    """Whether leaks were looked for: config.json says how many pairs, be it none."""
+    """Whether leaks were looked for, be it that none were found and there is no table of them."""
 
 
 def origin(folder: Path) -> Origin:
@@ -39,22 +41,24 @@ def origin(folder: Path) -> Origin:
     """
     config = _read(folder / "config.json") if (folder / "config.json").is_file() else {}
     versions, fpr = config.get("versions"), config.get("fpr")
-    commit = config.get("commit", config.get("git_commit"))
+    commit = config.get("commit")
     return Origin(
-        command=command(config) if config else "",
+        command=command(config),
         commit=str(commit) if commit else "",
         versions=tuple((str(name), str(one)) for name, one in versions.items())
         if isinstance(versions, Mapping) else (),
         hashes=_hashes(folder),
         fpr=float(fpr) if isinstance(fpr, int | float) else None,
-        searched="leak_pairs" in config,
+        searched="keep_leaks" in config,
     )  # fmt: skip
 
 
 def command(config: Mapping[str, object]) -> str:
     """The line that gives these arguments again, quoted for a shell; None and () are defaults."""
-    module = str(config.get("command", COMMAND))
-    words = ["python", "-m", module]
+    module = config.get("command") or next((COMMANDS[one] for one in COMMANDS if one in config), "")
+    if not module:
+        return ""
+    words = ["python", "-m", str(module)]
     for name, value in config.items():
         if name not in BESIDE:
             words += _flag(name.replace("_", "-"), value)

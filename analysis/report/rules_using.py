@@ -151,8 +151,14 @@ def leaks(rows: Sequence[LeakRow] | None, searched: bool = False) -> Claim:
     if not rows:
         return Claim(name, "holds", "No pair of equal or nearly equal prompts was found.")
     across = [row for row in rows if row.eval_set != row.train_set]
-    inside = [row for row in rows if row.eval_set == row.train_set and not row.same_group]
-    kept = [row for row in across if not row.dropped]
+    # A prompt that is nearly the same with the other label is a hard one, and no leak.
+    kept = [row for row in across if row.same_label and not row.dropped]
+    against = [row for row in across if not (row.same_label or row.dropped or row.kind == "near")]
+    inside = [
+        row
+        for row in rows
+        if row.eval_set == row.train_set and row.same_label and not row.same_group
+    ]
     same = [row for row in kept if row.kind != "near"]
     dropped = {(row.eval_set, row.eval_id) for row in across if row.dropped}
     sets = several(len({row.eval_set for row in across}), "other set")
@@ -165,12 +171,17 @@ def leaks(rows: Sequence[LeakRow] | None, searched: bool = False) -> Claim:
             f" {several(len(kept), 'pair')} stayed, {len(same)} of them with the same letters: "
             f"the AUROC on {names(kept)} counts prompts that were trained on."
         )
+    if against:
+        text += (
+            f" Labelled both harmful and harmless: {several(len(against), 'pair')} of the same "
+            f"letters ({names(against)})."
+        )
     if inside:
         text += (
             f" In the train set {several(len(inside), 'pair')} may lie on both sides of a fold, "
             "in no common group: its in-distribution AUROC may be too high."
         )
-    return Claim(name, "fails" if same else "weak" if kept or inside else "holds", text)
+    return Claim(name, "fails" if same else "weak" if kept or against or inside else "holds", text)
 
 
 def _alarms(row: OperatingRow) -> str:

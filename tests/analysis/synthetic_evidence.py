@@ -82,7 +82,8 @@ def leak(**other):
 def causal(**other):
     row = CausalRow(model=MODEL, backend="transformer-lens", train_set=TRAIN,
                     eval_set="miniature:test", label=1, layer=4, intervention="ablate",
-                    direction="probe", draw=0, strength=0.0, metric="refusal", value=0.55, lo=0.45,
+                    target="probe", direction="probe", random="covariance", draw=0, strength=0.0,
+                    tokens="all", norm=1.0, cosine=1.0, metric="refusal", value=0.55, lo=0.45,
                     hi=0.65, change=-0.4, change_lo=-0.48, change_hi=-0.31, n=100, seed=0,
                     )  # fmt: skip
     return replace(row, **other)
@@ -143,17 +144,20 @@ def tables():
         + [leak(eval_set=TRAIN, kind="exact", similarity=1.0, dropped=False, same_group=True,
                 train_id=by_set[TRAIN][0].id, eval_id=by_set[TRAIN][2].id)],
         "causal": [
-            causal(intervention="none", direction="none", value=0.95, lo=0.89, hi=0.98, change=0.0,
+            causal(intervention="none", target="none", direction="none", layer=-1,
+                   tokens="none", value=0.95, lo=0.89, hi=0.98, change=0.0,
                    change_lo=0.0, change_hi=0.0),
             causal(),
             *(causal(direction="random", draw=i, value=0.94, change=-0.01 * i, change_lo=-0.05,
-                     change_hi=0.03) for i in range(5)),
-            *(causal(label=0, intervention="add", strength=s, value=0.02 + 0.1 * s, lo=0.1 * s,
+                     change_hi=0.03) for i in range(20)),
+            *(causal(label=0, intervention="add", strength=s, value=0.1 + 0.1 * s, lo=0.1 * s,
                      hi=0.1 + 0.1 * s, change=0.1 * s, change_lo=0.1 * s - 0.05,
                      change_hi=0.1 * s + 0.05) for s in (1.0, 2.0, 4.0)),
             *(causal(label=0, intervention="add", strength=4.0, direction="random", draw=i,
                      value=0.03, change=0.01 * i, change_lo=-0.02, change_hi=0.05)
-              for i in range(5)),
+              for i in range(20)),
+            causal(metric="incoherent", value=0.01, lo=0.0, hi=0.05, change=0.01, change_lo=0.0,
+                   change_hi=0.03),
         ],
         "cosines": [CosineRow(MODEL, "resid_post", TRAIN, i, "last-input-token", "instruction-end",
                               0.1 * i) for i in range(6)],
@@ -178,7 +182,8 @@ def _operating(by_set, fpr, threshold):
 CONFIG = {
     "models": [MODEL], "train": ["mine's.jsonl"], "held_out": [], "out": "runs/a b",
     "export": "best", "remote": False, "revision": None, "C": [0.1, 1.0], "fpr": 0.01, "seed": 0,
-    "versions": {"activation-critic": "0.1.0", "torch": "2.9"}, "commit": "0123abcd",
+    "keep_leaks": False, "commit": "0123abcd",
+    "versions": {"activation-critic": "0.1.0", "torch": "2.9"},
 }  # fmt: skip
 
 

@@ -123,6 +123,8 @@ def test_a_table_that_is_missing_is_said_and_no_more(full, tmp_path, missing, no
     if missing == "prompts":
         assert "The text is not among the results." in seen.said("p")
         assert not seen.all("blockquote")
+    elif missing == "leaks":  # config.json says that they were looked for
+        assert "No pair of equal or nearly equal prompts was found." in seen.said("p")
     elif missing not in ("reliability", "cosines"):
         assert f"table {missing}" in seen.said("p", "li")
 
@@ -196,9 +198,22 @@ def test_equal_inputs_give_equal_bytes(tmp_path):
 
 def test_the_page_lies_with_the_results_unless_told_otherwise(tmp_path, no_figures, capsys):
     made.write(tmp_path, "scores")
-    report.main(report.ReportConfig(tmp_path))
+    report.main(report.ReportConfig((tmp_path,)))
     assert (tmp_path / "report.html").is_file()
     assert capsys.readouterr().out == f"report: {tmp_path / 'report.html'}\n"
+
+
+def test_tables_of_another_command_stand_beside_the_sweeps(full, tmp_path, no_figures):
+    made.write(tmp_path / "sweep", "scores", "risks")
+    made.write(tmp_path / "causal", "causal")
+    (tmp_path / "causal" / "config.json").write_text('{"add_at": "all", "n": 7}')
+    seen = Outline(report.page(tmp_path / "sweep", tmp_path / "causal"))
+    assert "python -m probes.causal_check --add-at all --n 7" in seen.said("pre")
+    assert "20 random, covariance, for probe" in seen.said("td")
+    with pytest.raises(results.TableError, match="table scores, as a folder before it does"):
+        report.page(tmp_path / "sweep", full)
+    with pytest.raises(results.TableError, match="names no folder"):
+        report.main(report.ReportConfig(()))
 
 
 @pytest.mark.parametrize(("config", "message"), [
@@ -223,7 +238,7 @@ def test_bad_input_is_a_message_and_code_2(tmp_path):
 def test_an_unwritable_page_is_an_error_of_the_system(tmp_path, no_figures):
     made.write(tmp_path / "in", "scores")
     with pytest.raises(OSError, match=str(tmp_path)):  # which the command says, with code 2
-        report.main(report.ReportConfig(tmp_path / "in", tmp_path))
+        report.main(report.ReportConfig((tmp_path / "in",), tmp_path))
 
 
 def test_help_tells_of_the_report_and_the_old_form_still_draws():
@@ -243,7 +258,9 @@ def test_the_command_can_be_pasted(page):
         assert words[:3] == ["python", "-m", "probes.layer_sweep"]
         assert tyro.cli(SweepConfig, args=words[3:]) == config
     assert shlex.quote("mine's.jsonl") in Outline(page).said("pre")
-    assert command({"critic": {"path": "p q"}, "commit": "x"}).endswith("--critic.path 'p q'")
+    other = {"command": "a.b", "critic": {"path": "p q"}, "commit": "x"}
+    assert command(other) == "python -m a.b --critic.path 'p q'"
+    assert command({"seed": 0}) == ""  # of no command that is known
 
 
 def test_commit_releases_and_hashes_are_there(page):

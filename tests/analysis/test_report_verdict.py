@@ -190,7 +190,10 @@ def test_what_ten_bins_show_by_chance():
     ([{}], "holds", "1 pair with 1 other set found; 1 prompt dropped"),
     ([{"dropped": False}], "weak", "xstest counts prompts that were trained on"),
     ([{"dropped": False, "kind": "normalised"}], "fails", "1 of them with the same letters"),
+    ([{"dropped": False, "same_label": False}], "holds", "1 pair with 1 other set"),
+    ([{"dropped": False, "same_label": False, "kind": "exact"}], "weak", "both harmful and"),
     ([{"eval_set": made.TRAIN}], "weak", "both sides of a fold"),
+    ([{"eval_set": made.TRAIN, "same_label": False}], "holds", "No pair with another set"),
     ([{"eval_set": made.TRAIN, "same_group": True}], "holds", "No pair with another set"),
 ])  # fmt: skip
 def test_leaks(rows, word, said):
@@ -204,18 +207,30 @@ def test_leaks_that_were_not_looked_for_are_not_absent():
     assert rules_using.leaks(None, searched=True).word == "holds"
 
 
-RANDOM = {"direction": "random", "change": -0.02, "change_lo": -0.05, "change_hi": 0.01}
+def random(n=19, **other):
+    return [{"direction": "random", "draw": i, "change": -0.02} | other for i in range(n)]
+
+
+NONSENSE = {"metric": "incoherent", "value": 0.1}
 
 
 @pytest.mark.parametrize(("rows", "word", "said"), [
-    ([{}, RANDOM], "holds", "changes by −40.0 points [−48.0, −31.0], to 55.0 %"),
-    ([{}, RANDOM | {"change": -0.4}], "weak", "it need not be this direction"),
+    ([{}, *random()], "holds", "from 95.0 % to 55.0 %: −40.0 points [−48.0, −31.0] (n = 100"),
+    ([{}, *random()], "holds", "Of 19 random directions of the same length the largest change is "
+     "−2.0; p = .050"),
+    ([{}, *random(18)], "weak", "So few directions"),
+    ([{}, *random(18), *random(1, draw=18, change=-0.4)], "weak", "p = .100. It need not be this"),
+    ([{}, *random(38), *random(1, draw=38, change=-0.4)], "holds", "p = .050"),
     ([{}], "weak", "No random direction was tried"),
-    ([{"change_hi": 0.0}, RANDOM], "weak", "no effect is shown"),
-    ([{"change": 0.2, "change_lo": 0.1, "change_hi": 0.3}, RANDOM], "fails", "other way round"),
-    ([{"change": NAN}, RANDOM], "not computed", "no ablate row"),
-    ([{"label": 0}, RANDOM], "not computed", "no ablate row"),
-    ([{}, RANDOM, {"eval_set": "b", "change_hi": 0.1}], "weak", "n = 100, b"),
+    ([{"change_hi": 0.0}, *random()], "weak", "no effect is shown"),
+    ([{"change": 0.2, "change_lo": 0.1, "change_hi": 0.3}, *random()], "fails", "other way round"),
+    ([{"value": 0.0, "change": -0.04}, *random()], "weak", "nothing that a change could show"),
+    ([{}, *random(), NONSENSE], "weak", "broken rather than steered"),
+    ([{}, *random(), NONSENSE | {"value": 0.09}], "holds", "p = .050"),
+    ([{"change": NAN}, *random()], "not computed", "no ablate row"),
+    ([{"label": 0}], "not computed", "no ablate row"),
+    ([{"target": "class-mean"}], "not computed", "no ablate row"),
+    ([{}, *random(), {"eval_set": "b", "change_hi": 0.1}], "weak", "n = 100, b"),
 ])  # fmt: skip
 def test_removing_the_direction(rows, word, said):
     claim = rules_changing.changes(ABLATE, [made.causal(**other) for other in rows], 4)
@@ -223,16 +238,27 @@ def test_removing_the_direction(rows, word, said):
     assert said in claim.sentence
 
 
-def test_the_greatest_strength_is_taken_whatever_came_of_it():
+def test_another_layer_has_no_say_where_the_probes_own_was_changed():
+    bad = made.causal(layer=2, change=0.2, change_lo=0.1, change_hi=0.3)
+    good = [made.causal(**other) for other in ({}, *random())]
+    assert rules_changing.changes(ABLATE, [bad, *good], 4).word == "holds"
+    assert rules_changing.changes(ABLATE, [bad, *good], 2).word == "fails"
+    assert rules_changing.changes(ABLATE, [bad], 4).word == "fails"
+
+
+def test_a_choice_among_strengths_is_given_to_the_random_directions_too():
     def add(strength, change, **other):
-        return made.causal(label=0, intervention="add", strength=strength, change=change,
+        return made.causal(label=0, intervention="add", strength=strength, change=change, value=0.6,
                            change_lo=change - 0.05, change_hi=change + 0.05, **other)  # fmt: skip
 
-    rows = [add(1.0, 0.5), add(4.0, 0.02), add(-8.0, -0.5),
-            *(add(s, 0.01, direction="random") for s in (1.0, 4.0))]  # fmt: skip
-    claim = rules_changing.changes(ADD, rows, 4)
-    assert (claim.word, "at 4 standard deviations" in claim.sentence) == ("weak", True)
-    assert rules_changing.changes(ADD, rows[:1] + rows[3:4], 4).word == "holds"
+    own = [add(1.0, 0.3), add(4.0, 0.2)]
+    flat = [add(s, 0.1, direction="random", draw=i) for s in (1.0, 4.0) for i in range(19)]
+    claim = rules_changing.changes(ADD, own + flat, 4)
+    assert (claim.word, "added (1 SD) at layer 4" in claim.sentence) == ("holds", True)
+    # At no single strength is the direction beaten by more than the other's choice allows.
+    strong = [add(4.0, 0.35, direction="random", draw=i) for i in range(10)]
+    claim = rules_changing.changes(ADD, own + flat[:19] + strong, 4)
+    assert (claim.word, "p = .550" in claim.sentence) == ("weak", True)
 
 
 @pytest.mark.parametrize(("lo", "hi", "word"), [
