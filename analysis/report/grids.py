@@ -176,5 +176,11 @@ def _named(column: str, value: object) -> str:
     """A value as it stands in a heading; empty where it tells nothing."""
     if (column, value) in (("readout", "layer"), ("layer", -1), ("critic", "none")):
         return ""
-    before = {"train_set": "trained on ", "layer": "layer ", "seed": "seed ", "attack": "on "}
+    before = {
+        "train_set": "trained on ",
+        "layer": "layer ",
+        "seed": "seed ",
+        "attack": "on ",
+        "eval_set": "answers to ",
+    }
     return f"{before.get(column, '')}{value}"

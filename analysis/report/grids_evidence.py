@@ -109,11 +109,11 @@ def causal(tables: Tables) -> Section:
     """Refusal under each change; the random directions of one change in one row."""
     if "causal" in tables:
         tables = {**tables, "causal": _random_together(tables["causal"])}
-    return _section(tables, "causal", "Causal effect", ("model", "backend", "train_set"), (
-        Column("prompts", lambda row: f"{row['eval_set']}, "
-               f"{'harmful' if row['label'] else 'harmless'}"),
+    groups = ("model", "backend", "train_set", "eval_set")
+    return _section(tables, "causal", "Causal effect", groups, (
+        Column("prompts", lambda row: "harmful" if row["label"] else "harmless"),
         Column("direction", lambda row: row["target"] if row["direction"] != "random"
-               else f"{row['draws']} random, {row['random']}, for {row['target']}"),
+               else f"{row['draws']} random for {row['target']}"),
         Column("change made", _made),
         Column("share", lambda row: row["metric"]),
         Column("of answers", lambda row: with_interval(
@@ -123,8 +123,8 @@ def causal(tables: Tables) -> Section:
         Column("n", lambda row: f"{row['n']}"),
     ), "What is answered while a direction is changed [95 % interval]",
         "what the model does while the direction is removed or added",
-        "Of random directions the mean, and in brackets the least and the greatest. Strengths are "
-        "standard deviations of the probe's logit.", texts=4)  # fmt: skip
+        "Of random directions the mean, and in brackets the least and the greatest. SD: standard "
+        "deviations of the probe's logit.", texts=4)  # fmt: skip
 
 
 def drift(tables: Tables) -> Section:
@@ -184,8 +184,8 @@ def _share(row: pd.Series, name: str) -> str:
 def _made(row: pd.Series) -> str:
     if row["intervention"] == "none":
         return "none"
-    how = "removed" if row["intervention"] == "ablate" else f"added {row['strength']:g} sd"
-    return f"{how}, layer {row['layer']}, at {row['tokens']} tokens"
+    how = "removed" if row["intervention"] == "ablate" else f"added ({row['strength']:g} SD)"
+    return f"{how} at layer {row['layer']}, {row['tokens']} tokens"
 
 
 def _random_together(causal: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from analysis.report import examples
 from analysis.report.cases import cases
 from analysis.report.origin import command
 from tests.analysis import synthetic
-from tests.analysis import synthetic_evidence as made
+from tests.analysis import synthetic_sweep as made
 
 ROOT = Path(__file__).parents[2]
 VOID = {"meta", "link", "img"}
@@ -209,7 +209,7 @@ def test_tables_of_another_command_stand_beside_the_sweeps(full, tmp_path, no_fi
     (tmp_path / "causal" / "config.json").write_text('{"add_at": "all", "n": 7}')
     seen = Outline(report.page(tmp_path / "sweep", tmp_path / "causal"))
     assert "python -m probes.causal_check --add-at all --n 7" in seen.said("pre")
-    assert "20 random, covariance, for probe" in seen.said("td")
+    assert "20 random for probe" in seen.said("td")
     with pytest.raises(results.TableError, match="table scores, as a folder before it does"):
         report.page(tmp_path / "sweep", full)
     with pytest.raises(results.TableError, match="names no folder"):

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from analysis import report
-from tests.analysis import synthetic_evidence as made
+from tests.analysis import synthetic_sweep as made
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

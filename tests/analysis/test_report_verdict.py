@@ -12,7 +12,7 @@ from scipy.stats import beta
 from analysis.report import marks, rules_changing, rules_reading, rules_using, verdict
 from analysis.report.wording import bound, digits, percent, points, signed
 from tests.analysis import synthetic
-from tests.analysis import synthetic_evidence as made
+from tests.analysis import synthetic_sweep as made
 
 NAN = float("nan")
 ABLATE, ADD = rules_changing.EFFECTS
