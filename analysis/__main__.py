@@ -5,23 +5,26 @@ Run as:
     python -m analysis --tables paper
     python -m analysis --results runs/layer_sweep --out runs/layer_sweep
     python -m analysis --results runs/compare --out runs/compare
+    python -m analysis report --results runs/layer_sweep
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Group
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,22 @@ def _of_defences(read: Mapping[str, pd.DataFrame]) -> dict[str, tuple[Group, dic
 
 def run() -> None:
     """The command: bad input ends it with a message and code 2, without a traceback."""
-    config = tyro.cli(AnalysisConfig, prog="python -m analysis", description=__doc__)
+    given = sys.argv[1:]
+    if given[:1] == ["report"]:
+        from analysis import report
+
+        reported = tyro.cli(report.ReportConfig, args=given[1:], prog="python -m analysis report",
+                            description=report.__doc__)  # fmt: skip
+        _end(report.main, reported)
+    else:
+        _end(main, tyro.cli(AnalysisConfig, prog="python -m analysis", description=__doc__))
+
+
+def _end(command: Callable[[Config], None], config: Config) -> None:
     from analysis.results import TableError
 
     try:
-        main(config)
+        command(config)
     except (TableError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
