@@ -4,9 +4,11 @@ A person's mistake is one message and exit code 2, never a traceback.
 """
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 from probes.errors import InputError
@@ -27,6 +29,25 @@ def arguments(config: Any, *packages: str, **more: object) -> str:
     versions = versions_of("activation-critic", *packages)
     written = {**asdict(config), **more, "versions": versions}
     return json.dumps(written, indent=2, default=str) + "\n"
+
+
+def commit() -> str | None:
+    """The git commit of this code, with -dirty where files differ; None outside of its checkout."""
+    here = Path(__file__)
+    try:
+        found = [
+            subprocess.run(
+                ["git", "-C", str(here.parent), *words], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for words in (
+                # An installed copy may lie in somebody else's checkout.
+                ("ls-files", "--error-unmatch", here.name),
+                ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"),
+            )
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found[-1]
 
 
 def run(command: Callable[[Config], object], config: Config) -> int:

@@ -116,10 +116,11 @@ class SweepConfig:
             )
 
     def to_json(self) -> str:
-        """The arguments, and the releases of the libraries in use."""
-        from probes.commands import arguments
+        """The arguments, the commit, and the releases of the libraries in use."""
+        from probes.commands import arguments, commit
 
-        return arguments(self, "torch", "transformers", "scikit-learn", "numpy")
+        packages = ("torch", "transformers", "scikit-learn", "numpy")
+        return arguments(self, *packages, command="probes.layer_sweep", commit=commit())
 
     @property
     def all_miniatures(self) -> bool:
