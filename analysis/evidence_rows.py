@@ -300,25 +300,39 @@ class CausalRow:
     model: str
     """The model as named on the command line."""
     backend: str
-    """What ran it: transformer-lens or nnsight."""
+    """What ran it: transformers, transformer-lens or nnsight."""
     train_set: str
-    """The prompt set that the probe was fitted on."""
+    """The prompt set that the directions are from."""
     eval_set: str
     """The prompts."""
     label: int
     """Of these prompts: 1 = harmful, 0 = harmless."""
     layer: int
-    """Block whose output is changed."""
+    """Block whose output is changed; -1 where nothing is changed."""
     intervention: str
     """none, ablate (the direction is projected out) or add."""
+    target: str
+    """The direction that is tested: probe, or class-mean (the difference of the class means); none
+    where nothing is changed."""
     direction: str
-    """probe, or random (of the same norm); none where nothing is changed."""
+    """The target itself, or random: a control for it."""
+    random: str
+    """What random directions are drawn from: covariance (of activations of one class) or isotropic.
+    """
     draw: int
-    """Number of the random direction, from 0; 0 for the probe's."""
+    """Number of the random direction, from 0; 0 for the target."""
     strength: float
-    """Of what is added, in standard deviations of the activations along the probe's direction."""
+    """Of what is added for the target: by how many standard deviations, over the train set, it
+    raises the probe's logit. 0 where nothing is added."""
+    tokens: str
+    """Where: all (tokens of the prompt and of the answer), prompt (of the prompt alone), or none.
+    """
+    norm: float
+    """Length of what is added; a random direction's is its target's."""
+    cosine: float
+    """Of the angle between the direction and the probe's; NaN where nothing is changed."""
     metric: str
-    """refusal: share of the prompts refused."""
+    """refusal: share of the prompts refused; incoherent: share of the answers that say nothing."""
     value: float
     """The share, 0 to 1."""
     lo: float
