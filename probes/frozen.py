@@ -147,12 +147,7 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
             InputError: The model or the template is another than the probe was fitted on.
         """
         if not allow_mismatch:
-            self._refuse(
-                [
-                    ("weights", self.config.weights, _fingerprint(model)),
-                    ("chat template", self.config.template, template_hash(tokenizer)),
-                ]
-            )
+            self.check(model, tokenizer)
         activations = capture(
             model,
             tokenizer,
@@ -168,6 +163,19 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
                 f"of width {activations.shape[-1]}"
             )
         return self(activations.to(self.weight.device))
+
+    def check(self, model: object, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse what the probe was not fitted on.
+
+        Raises:
+            InputError: The model or the template is another.
+        """
+        self._refuse(
+            [
+                ("weights", self.config.weights, _fingerprint(model)),
+                ("chat template", self.config.template, template_hash(tokenizer)),
+            ]
+        )
 
     def risk_of(
         self, cache: ActivationCache, *, allow_mismatch: bool = False

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from probes.blocks import input_device, reading
 from probes.capture import pad_id
 from probes.errors import InputError
+from probes.greedy import padded, stops_of, until
 from probes.models import ChatModel, context_length
 from probes.prompts import Message
 from probes.rendering import Rendered, render
@@ -115,7 +116,7 @@ def _generate(
     pad = pad_id(chat.tokenizer)
     ids, mask = padded(rows, pad)
     width = ids.shape[1]
-    stops = _stops(chat)
+    stops = stops_of(chat)
     config = GenerationConfig(
         max_new_tokens=new,
         do_sample=False,  # `_Nucleus` leaves one token to choose
@@ -135,7 +136,7 @@ def _generate(
     return [
         str(
             chat.tokenizer.decode(
-                _until(answer, stops), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                until(answer, stops), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         )
         for answer in made[:, width:].tolist()
@@ -155,29 +156,6 @@ def head_read_once(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def padded(rows: Sequence[Rendered], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask [batch, token], padded on the left, so that all prompts end in one column."""
-    width = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row.ids) :] = torch.tensor(row.ids)
-        mask[i, width - len(row.ids) :] = 1
-    return ids, mask
-
-
-def _stops(chat: ChatModel) -> list[int]:
-    """Every token that ends a turn: some models have several."""
-    known = getattr(chat.model.generation_config, "eos_token_id", None)
-    ids = known if isinstance(known, list) else [known]
-    return sorted({token for token in (*ids, chat.tokenizer.eos_token_id) if token is not None})
-
-
-def _until(ids: list[int], stops: Sequence[int]) -> list[int]:
-    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-    return ids[:end]
 
 
 class _First(LogitsProcessor):

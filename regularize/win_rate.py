@@ -29,9 +29,9 @@ from typing import Literal, cast
 
 from probes import files
 from probes.errors import InputError
+from probes.refusals import coherent
 from regularize import detectors, generation, measures
 from regularize.detectors import Detector
-from regularize.detectors._coherence import coherent
 from regularize.detectors.judge import Judge
 from regularize.measures import Share
 from regularize.specs import Spec

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from probes.backends.transformers import TransformersBackend
 from probes.blocks import blocks, input_device, position_ids, reading, taps
+from probes.edits import Edit, Step
 from probes.errors import InputError
 from probes.hooks import Site, check_sites
 
@@ -73,6 +74,42 @@ class NnsightBackend:
                 tracer.stop()
         captured = dict(zip(ordered, rows, strict=True))
         return torch.stack([captured[site] for site in sites], dim=1)
+
+    def predict(
+        self,
+        ids: Int[Tensor, "batch new"],
+        mask: Int[Tensor, "batch token"],
+        positions: Int[Tensor, "batch new"],
+        past: Any,
+        edits: Sequence[Edit],
+    ) -> Step:
+        """See `probes.edits.EditingBackend.predict`.
+
+        Raises:
+            InputError: The model is not on this machine.
+        """
+        import nnsight
+
+        if self.remote:
+            raise InputError(
+                "a model is changed on this machine only: leave out --remote, and give its weights"
+            )
+        device = input_device(self.module)
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+        changed = [(self._value(Site("resid_post", edit.layer))[0], edit) for edit in edits]
+        with reading(self.module), _by_reference():  # noqa: SIM117
+            with self.wrapped.trace(
+                **inputs, past_key_values=past, use_cache=True, logits_to_keep=1
+            ):
+                for block, edit in changed:
+                    hidden = block.output
+                    if isinstance(hidden, tuple):
+                        block.output = (edit(hidden[0]), *hidden[1:])
+                    else:
+                        block.output = edit(hidden)
+                output = nnsight.save(self.wrapped.output)
+        return Step(output.logits[:, -1], output.past_key_values)
 
     def _value(self, site: Site) -> tuple[Any, str]:
         """Nnsight's view of the submodule that a site is read at, and the side."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from probes.backends.transformers import gather
 from probes.blocks import blocks, position_ids, reading
+from probes.edits import Edit, Step
 from probes.errors import InputError
 from probes.hooks import ORDER, Site, check_sites
 
@@ -67,6 +68,29 @@ class TransformerLensBackend:
             )
         return torch.stack([rows[site].cpu() for site in sites], dim=1)
 
+    def predict(
+        self,
+        ids: Int[Tensor, "batch new"],
+        mask: Int[Tensor, "batch token"],
+        positions: Int[Tensor, "batch new"],
+        past: Any,
+        edits: Sequence[Edit],
+    ) -> Step:
+        """See `probes.edits.EditingBackend.predict`."""
+        device = torch.device(self.bridge.cfg.device)
+        with reading(self.bridge):
+            logits, past = self.bridge.run_with_hooks(
+                ids.to(device),
+                attention_mask=mask.to(device),
+                position_ids=positions.to(device),
+                past_key_values=past,
+                use_cache=True,
+                logits_to_keep=1,
+                fwd_hooks=[(Site("resid_post", edit.layer).name, _change(edit)) for edit in edits],
+                return_type="logits_and_cache",
+            )
+        return Step(logits[:, -1], past)
+
 
 def open(model: Any) -> TransformerLensBackend:
     """Wrap a `TransformerBridge` as it is, or a transformers model in a new one.
@@ -95,6 +119,13 @@ def open(model: Any) -> TransformerLensBackend:
 def _sharing_weights(model: nn.Module) -> nn.Module:
     weights = chain(model.parameters(), model.buffers())
     return copy.deepcopy(model, {id(tensor): tensor for tensor in weights})
+
+
+def _change(edit: Edit) -> Callable[..., Tensor]:
+    def hook(hidden: Tensor, hook: object) -> Tensor:  # noqa: ARG001
+        return edit(hidden)
+
+    return hook
 
 
 def _keep(

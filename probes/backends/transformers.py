@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probes.blocks import blocks, decoder, input_device, position_ids, reading, taps
+from probes.edits import Edit, Step
 from probes.errors import InputError
 from probes.hooks import ORDER, HookPoint, Site, check_sites
 
@@ -48,6 +49,27 @@ class TransformersBackend:
         self.check(sites)
         rows = self._run(ids, mask, positions, sites)
         return torch.stack([rows[site].cpu() for site in sites], dim=1)
+
+    def predict(
+        self,
+        ids: Int[Tensor, "batch new"],
+        mask: Int[Tensor, "batch token"],
+        positions: Int[Tensor, "batch new"],
+        past: Any,
+        edits: Sequence[Edit],
+    ) -> Step:
+        """See `probes.edits.EditingBackend.predict`."""
+        device = input_device(self.model)
+        with reading(self.model), _editing(self.blocks, edits):
+            output = self.model(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                position_ids=positions.to(device),
+                past_key_values=past,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        return Step(output.logits[:, -1], output.past_key_values)
 
     def check(self, sites: Sequence[Site]) -> None:
         """Refuse sites that this model does not have.
@@ -129,6 +151,28 @@ def _reading_rows(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _editing(blocks: nn.ModuleList, edits: Sequence[Edit]) -> Iterator[None]:
+    """Change what blocks give while the model runs. The hooks are removed whatever happens."""
+    handles = []
+    try:
+        for edit in edits:
+            handles.append(blocks[edit.layer].register_forward_hook(_change(edit)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _change(edit: Edit) -> Callable[..., Tensor | tuple[Any, ...]]:
+    def hook(
+        _module: nn.Module, _args: object, output: Tensor | tuple[Any, ...]
+    ) -> Tensor | tuple[Any, ...]:
+        return edit(output) if isinstance(output, Tensor) else (edit(output[0]), *output[1:])
+
+    return hook
 
 
 def _on_input(site: Site, positions: Tensor, rows: Rows) -> Callable[..., None]:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from probes.errors import InputError
+from probes.refusals import coherent
 from regularize import plugins
-from regularize.detectors._coherence import coherent
 from regularize.specs import Spec
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 
+from analysis.evidence_rows import CausalRow
 from analysis.results import CostRow, EvaluationRow, RiskRow, ScoreRow, StepRow
 
 HELD_OUT = (
@@ -235,4 +236,58 @@ def costs(models=("miniature/llama",), arms=MANY_ARMS) -> list[CostRow]:
                     clock="wall", rounds=20, failed=failed, **(nothing if failed else numbers),
                 )
             )  # fmt: skip
+    return rows
+
+
+def causal(
+    models=MODELS,
+    layers=(4,),
+    targets=("probe", "class-mean"),
+    strengths=(1.0, 2.0),
+    draws=20,
+    removed=("class-mean",),
+    added=("class-mean", "probe"),
+    n=50,
+    incoherent=0.0,
+    before=(0.0, 1.0),
+) -> list[CausalRow]:
+    """`removed` directions, taken out, end refusal; `added` ones bring it at the last strength.
+
+    Random directions change it by a few hundredths, the first of them the most.
+    """
+
+    def row(model, label, **given) -> CausalRow:
+        known = {"layer": -1, "intervention": "none", "target": "none", "direction": "none",
+                 "draw": 0, "strength": 0.0, "norm": 0.0, "cosine": float("nan"),
+                 "metric": "refusal", "tokens": "none", "change": 0.0} | given  # fmt: skip
+        value = known.pop("value", before[label] + known["change"])
+        lo, hi = known["change"] - 0.1, known["change"] + 0.1
+        return CausalRow(
+            model=model, backend="nnsight", train_set="miniature:train",
+            eval_set="miniature:test", label=label, random="covariance", n=n, seed=0, value=value,
+            lo=max(value - 0.1, 0.0), hi=min(value + 0.1, 1.0), change_lo=max(lo, -1.0),
+            change_hi=min(hi, 1.0), **known,
+        )  # fmt: skip
+
+    rows = []
+    for model in models:
+        rows += [row(model, label) for label in (1, 0)]
+        for layer in layers:
+            for target in targets:
+                for kind, strength in (("ablate", 0.0), *(("add", one) for one in strengths)):
+                    effect = removed if kind == "ablate" else added
+                    works = target in effect and strength in (0.0, strengths[-1])
+                    sign, label = (-1, 1) if kind == "ablate" else (1, 0)
+                    for draw in (None, *range(draws)):
+                        change = 0.9 * works if draw is None else 0.04 / (1 + draw)
+                        given = {
+                            "layer": layer, "intervention": kind, "target": target,
+                            "direction": target if draw is None else "random", "draw": draw or 0,
+                            "strength": strength, "norm": 10 * strength, "cosine": 0.5,
+                            "tokens": "all" if kind == "ablate" else "prompt",
+                        }  # fmt: skip
+                        rows.append(row(model, label, change=sign * change, **given))
+                        rows.append(
+                            row(model, label, value=incoherent, metric="incoherent", **given)
+                        )
     return rows

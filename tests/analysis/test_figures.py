@@ -211,6 +211,7 @@ def test_redraw_writes_three_files_a_figure_and_the_csv_is_what_is_plotted(tmp_p
         "operating": frame(synthetic_evidence.operating()),
         "reliability": frame(synthetic_evidence.reliability(MODELS[:1])),
         "drift": frame(synthetic_evidence.drift()),
+        "causal": frame(synthetic.causal()),
     }
     pictures = figures.redraw(one, tmp_path)
     assert [path.name for path in pictures] == [f"{name}.png" for name in figures.names()]

@@ -38,7 +38,7 @@ from probes.realistic.requests import (
     targets,
 )
 from probes.realistic.tasks import ENDS, NUMBERS, TASKS, sentences
-from regularize.detectors.phrases import refuses
+from probes.refusals import refuses
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 KINDS, PARTS = get_args(Kind), get_args(Part)

@@ -15,11 +15,10 @@ from transformers import LlamaForSequenceClassification
 
 from probes.errors import InputError
 from probes.miniature.language import REFUSALS, request
+from probes.refusals import coherent, refuses
 from regularize import detectors, generation, plugins
-from regularize.detectors._coherence import coherent
 from regularize.detectors.classifier import Classifier
 from regularize.detectors.judge import outcome
-from regularize.detectors.phrases import refuses
 from tests.conftest import make_model, make_tokenizer
 
 HUMAN = {
