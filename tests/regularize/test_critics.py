@@ -61,7 +61,7 @@ def freeze(chat: ChatModel, tmp_path: Path) -> Freeze:
                 weights=weights_fingerprint(chat.model),
                 template=template_hash(chat.tokenizer),
                 hook_point="resid_post",
-                position="last input token",
+                position="last-input-token",
                 max_length=None,
                 n_layers=3,
                 d_model=32,
