@@ -1,8 +1,9 @@
 """AUROC of a harmfulness probe at every layer of chat models, and the probe, frozen, to take away.
 
 For each model: the last input token's residual stream is captured once at every layer and kept on
-disk; logistic probes are fitted per layer and pooled over layers on each train set; each is scored
-on folds it was not trained on and on every held-out set, beside what the words alone give.
+disk, and that of other --positions in the same pass; logistic probes are fitted per layer and
+pooled over layers on each train set; each is scored on folds it was not trained on and on every
+held-out set, beside what the words alone give.
 
 Run as:
     python -m probes.layer_sweep
@@ -18,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from probes.errors import InputError
-from probes.hooks import HookPoint
+from probes.hooks import LAST, HookPoint, Position
 
 if TYPE_CHECKING:  # What --help does not need is imported late.
     from rich.console import Console
 
+    from analysis.evidence_rows import CosineRow
     from analysis.results import RiskRow, ScoreRow
     from probes.prompts import PromptSet
     from probes.scoring import Lexical
@@ -49,6 +51,11 @@ class SweepConfig:
     (mean over layers), or a layer's number."""
     hook_point: HookPoint = "resid_post"
     """Where in each block to read, under TransformerLens's names."""
+    positions: tuple[Position, ...] = (LAST,)
+    """Which tokens to read, each a sweep of its own from one forward pass: last-input-token,
+    last-content-token (of the last user turn's own words), post-instruction (mean over the
+    template's tokens after them) or content-mean (mean over theirs). Of the first one are the
+    probe in MODEL/TRAIN-SET/probe and the table of risks; of another MODEL/TRAIN-SET/POSITION."""
     backend: Literal["transformers", "transformer-lens", "nnsight"] = "transformers"
     """What runs the model. All give the same activations."""
     remote: bool = False
@@ -81,6 +88,8 @@ class SweepConfig:
         """Raise InputError for what cannot work, before anything is loaded."""
         if not self.models:
             raise InputError("--models names no model; give at least one hub id or folder")
+        if not self.positions or len(set(self.positions)) < len(self.positions):
+            raise InputError("--positions: name at least one position, and none of them twice")
         if self.export not in ("best", "pooled") and not self.export.isdecimal():
             raise InputError(
                 f"--export {self.export!r} is none of: best, pooled, or a layer's number such as 12"
@@ -139,13 +148,15 @@ def main(config: SweepConfig) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     scores: list[ScoreRow] = []
     risks: list[RiskRow] = []
+    cosines: list[CosineRow] = []
     words: dict[str, list[Lexical]] = {}
     for number, spec in enumerate(config.models, start=1):
         console.print(f"[bold]{spec}[/bold] ({number} of {len(config.models)})")
         found = sweep_model(spec, config, trains, held_outs, words, console)
         scores += found.scores
         risks += found.risks
-    _report(scores, risks, config, console)
+        cosines += found.cosines
+    _report(scores, risks, cosines, config, console)
 
 
 def _prompt_sets(config: SweepConfig) -> tuple[list[PromptSet], list[PromptSet]]:
@@ -170,7 +181,11 @@ def _prompt_sets(config: SweepConfig) -> tuple[list[PromptSet], list[PromptSet]]
 
 
 def _report(
-    scores: list[ScoreRow], risks: list[RiskRow], config: SweepConfig, console: Console
+    scores: list[ScoreRow],
+    risks: list[RiskRow],
+    cosines: list[CosineRow],
+    config: SweepConfig,
+    console: Console,
 ) -> None:
     """Tables and figures of all models together, and the table on the screen."""
     from analysis import figures, results, tables
@@ -178,11 +193,17 @@ def _report(
     results.replace({config.out / "config.json": config.to_json().encode()})
     results.write(scores, config.out / "scores")
     results.write(risks, config.out / "risks")
+    if cosines:
+        results.write(cosines, config.out / "cosines")
+    else:  # those of an earlier sweep would stand beside other scores
+        for path in config.out.glob("cosines.*"):
+            path.unlink()
     read = results.read_all(config.out)
     for _, table in results.slices(read["scores"]):
         console.print(tables.render(table))
     pictures = figures.redraw(read, config.out / "figures")
-    for path in (config.out / "scores.csv", config.out / "risks.csv", *pictures):
+    names = ("scores", "risks", *(["cosines"] if cosines else []))
+    for path in (*(config.out / f"{name}.csv" for name in names), *pictures):
         console.print(str(path), markup=False, soft_wrap=True)
 
 

@@ -1,8 +1,10 @@
 """One model of a sweep: load, capture, fit, score, export; what is still valid is reused.
 
     OUT/MODEL/TRAIN-SET/scores.{parquet,csv}  risks.{parquet,csv}  probe/  done.json
+    OUT/MODEL/TRAIN-SET/POSITION/...          the same of each position after the first
 
-`done.json` is written last and says what the rest was made from.
+`done.json` is written last and says what the rest was made from. With several positions
+`directions.safetensors` holds the weights of each layer's probe besides, for their cosines.
 """
 
 from __future__ import annotations
@@ -14,17 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pandas as pd
+import torch
 from rich.console import Console
 from rich.markup import escape
+from safetensors.torch import load_file, save
 
 from analysis import results
+from analysis.evidence_rows import CosineRow
 from analysis.results import RiskRow, ScoreRow
 from analysis.tables import best_layer
 from probes import models, scoring
 from probes.backends import open_backend
 from probes.cache import ActivationCache
+from probes.directions import cosine_rows
 from probes.errors import InputError
 from probes.frozen import FrozenProbe
+from probes.hooks import LAST, Position
 from probes.manifest import Manifest, cache_folder, slug, versions_of
 from probes.models import ChatModel
 from probes.prompts import PromptSet
@@ -37,6 +44,11 @@ if TYPE_CHECKING:
 
 DONE = "done.json"
 
+DIRECTIONS = "directions.safetensors"
+
+SHOWN = 2
+"""Of many texts that are read, how many are shown."""
+
 LEAST_HELD = 2**24
 """Bytes: what a fit may hold of one thing even where a shard is smaller."""
 
@@ -45,7 +57,11 @@ class Found(NamedTuple):
     """What one model gave."""
 
     scores: list[ScoreRow]
+    """Of every position."""
     risks: list[RiskRow]
+    """Of the first position alone: these rows have no column to tell positions apart."""
+    cosines: list[CosineRow]
+    """Between positions."""
 
 
 def sweep_model(
@@ -78,26 +94,41 @@ def sweep_model(
         chat_template=config.chat_template,
         weights=not config.remote,
     )
-    captured = {
-        prompts.name: Captured(prompts, cache)
-        for prompts, cache in _capture(chat, config, [*trains, *held_outs])
-    }
-    _say_what_was_read([cast(ActivationCache, one.acts) for one in captured.values()], console)
-    found = Found([], [])
-    for train in trains:
-        unseen = [captured[other.name] for other in held_outs if other.name != train.name]
-        folder = config.out / slug(spec) / slug(train.name)
-        one = _on_train_set(spec, captured[train.name], unseen, config, words, folder)
-        console.print(f"  frozen probe: {escape(str(folder / 'probe'))}", soft_wrap=True)
-        found.scores.extend(one.scores)
-        found.risks.extend(one.risks)
+    captured: dict[Position, dict[str, Captured]] = {one: {} for one in config.positions}
+    for prompts, caches in _capture(chat, config, [*trains, *held_outs]):
+        for cache in caches:
+            captured[cache.manifest.position][prompts.name] = Captured(prompts, cache)
+    found = Found([], [], [])
+    for position, sets in captured.items():
+        _say_what_was_read([cast(ActivationCache, one.acts) for one in sets.values()], console)
+        for train in trains:
+            unseen = [sets[other.name] for other in held_outs if other.name != train.name]
+            folder = _folder(config, spec, train, position)
+            scores, risks = _on_train_set(spec, sets[train.name], unseen, config, words, folder)
+            console.print(f"  frozen probe: {escape(str(folder / 'probe'))}", soft_wrap=True)
+            found.scores.extend(scores)
+            found.risks.extend(risks if position == config.positions[0] else [])
+    for train in trains if len(config.positions) > 1 else ():
+        weights = {
+            position: load_file(_folder(config, spec, train, position) / DIRECTIONS)["weight"]
+            for position in config.positions
+        }
+        found.cosines.extend(
+            cosine_rows(weights, model=spec, hook_point=config.hook_point, train_set=train.name)
+        )
     return found
+
+
+def _folder(config: SweepConfig, spec: str, train: PromptSet, position: Position) -> Path:
+    """Where the results of one train set at one position lie."""
+    folder = config.out / slug(spec) / slug(train.name)
+    return folder if position == config.positions[0] else folder / position
 
 
 def _capture(
     chat: ChatModel, config: SweepConfig, sets: Sequence[PromptSet]
-) -> Iterator[tuple[PromptSet, ActivationCache]]:
-    """The activations of each set, once."""
+) -> Iterator[tuple[PromptSet, list[ActivationCache]]]:
+    """The activations of each set, once for all positions."""
     backend = open_backend(
         chat.model, config.backend, remote=config.remote, revision=config.revision
     )
@@ -115,22 +146,34 @@ def _capture(
             "token_budget": config.token_budget,
             "weights": weights,
         }
-        folder = cache_folder(config.cache, Manifest.of(chat, prompts, **described))
+        manifests = [
+            Manifest.of(chat, prompts, position=position, **described)
+            for position in config.positions
+        ]
+        folders = {cache_folder(config.cache, manifest): manifest for manifest in manifests}
         yield (
             prompts,
-            ActivationCache.build(folder, chat, prompts, progress=True, **described),
+            ActivationCache.build_each(folders, chat, prompts, backend=backend, progress=True),
         )
 
 
 def _say_what_was_read(caches: Sequence[ActivationCache], console: Console) -> None:
-    """The text of the token read, for anyone to see that it is the right one."""
+    """The text of the tokens read, for anyone to see that they are the right ones."""
     index = pd.concat([cache.index for cache in caches])
-    for (token, text), rows in index.groupby(["token_id", "token_text"]):
+    manifest = caches[0].manifest
+    read = index.groupby(["token_id", "token_text"])["truncated"].agg(["size", "sum"])
+    shown, where = read, "the last input token"
+    if manifest.position != LAST:  # there may be as many texts as prompts: the most frequent tell
+        shown, where = read.nlargest(SHOWN, "size"), manifest.position
+    for (token, text), (n, cut) in zip(shown.index, shown.to_numpy(), strict=True):
+        text = repr(text if len(text) <= 60 else f"{text[:60]}...")
         console.print(
-            f"  reads {caches[0].manifest.hook_point} at the last input token "
-            f"{escape(repr(text))} (id {token}) of {len(rows)} prompts"
-            f"{_shortened(int(rows['truncated'].sum()))}"
+            f"  reads {manifest.hook_point} at {where} {escape(text)} (id {token}) of {n} prompts"
+            f"{_shortened(cut)}"
         )
+    if len(read) > len(shown):
+        others = read["size"].sum() - shown["size"].sum()
+        console.print(f"  and {len(read) - len(shown)} other texts of {others} prompts")
 
 
 def _shortened(n: int) -> str:
@@ -144,14 +187,15 @@ def _on_train_set(
     config: SweepConfig,
     words: dict[str, list[Lexical]],
     folder: Path,
-) -> Found:
+) -> tuple[list[ScoreRow], list[RiskRow]]:
     """Fit, score and export on one train set, unless that was done before from the same things."""
     caches = [cast(ActivationCache, one.acts) for one in (train, *held_out)]
     manifest = caches[0].manifest
-    made_from = _made_from(caches, config)
-    if _is_done(folder, made_from):
+    made_from, several = _made_from(caches, config), len(config.positions) > 1
+    if _is_done(folder, made_from) and (not several or (folder / DIRECTIONS).is_file()):
         return _read(folder)
-    (folder / DONE).unlink(missing_ok=True)
+    for name in (DONE, DIRECTIONS):
+        (folder / name).unlink(missing_ok=True)
 
     name = train.prompts.name
     if name not in words:
@@ -174,7 +218,7 @@ def _on_train_set(
         progress=True,
     )
     chosen = _chosen(swept, config.export)
-    found = Found(swept.scores, scoring.risks(where, chosen, train, held_out))
+    scores, risks = swept.scores, scoring.risks(where, chosen, train, held_out)
     FrozenProbe.of(
         chosen.probe,
         manifest,
@@ -183,10 +227,13 @@ def _on_train_set(
         auroc=chosen.auroc,
         fpr=config.fpr,
     ).save_pretrained(folder / "probe")
-    results.write(found.scores, folder / "scores")
-    results.write(found.risks, folder / "risks")
+    results.write(scores, folder / "scores")
+    results.write(risks, folder / "risks")
+    if several:
+        weight = torch.cat([one.probe.weight for one in swept.layers])
+        results.replace({folder / DIRECTIONS: save({"weight": weight})})
     results.replace({folder / DONE: made_from.encode()})
-    return found
+    return scores, risks
 
 
 def _memory(manifest: Manifest) -> int:
@@ -230,9 +277,9 @@ def _is_done(folder: Path, made_from: str) -> bool:
     return done.is_file() and done.read_text() == made_from
 
 
-def _read(folder: Path) -> Found:
+def _read(folder: Path) -> tuple[list[ScoreRow], list[RiskRow]]:
     tables = results.read_all(folder)
     scores, risks = (
         cast(list[dict[str, Any]], tables[name].to_dict("records")) for name in ("scores", "risks")
     )
-    return Found([ScoreRow(**row) for row in scores], [RiskRow(**row) for row in risks])
+    return [ScoreRow(**row) for row in scores], [RiskRow(**row) for row in risks]
