@@ -94,9 +94,7 @@ class Locator:
             _own_text(text, *offset) if token in self._added else offset
             for token, offset in zip(ids, offsets, strict=True)
         ]
-        inside = [
-            i for i, (a, b) in enumerate(places) if max(a, words.start) < min(b, words.stop)
-        ]
+        inside = [i for i, (a, b) in enumerate(places) if max(a, words.start) < min(b, words.stop)]
         if inside:
             return Span(inside[0], inside[-1] + 1)
         after = next((i for i, (a, _) in enumerate(places) if a >= words.stop), len(ids))

@@ -1,11 +1,13 @@
 """Positions as the backends read them, against transformers' own states averaged by hand."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from probes.backends import open_backend
 from probes.backends.transformers import columns, read
@@ -62,6 +64,16 @@ def test_one_token_is_read_as_ever_to_the_last_bit(name: str) -> None:
     beside = torch.stack([spans_of(positions)[:, 0], last], dim=1)
     assert torch.equal(backend.capture(ids, mask, beside, wanted)[:, :, 1], alone)
     assert torch.equal(backend.capture(ids, mask, last[:, None], wanted)[:, :, 0], alone)
+
+
+def test_means_are_what_a_server_would_send_back(tmp_path: Path) -> None:
+    make_model("phi3").save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids, mask, positions = make_batch()
+    batch = ids, mask, spans_of(positions), sites("resid_post", [2, 0])
+    remote = open_backend(model, "nnsight", remote="local").capture(*batch)
+    assert gap(remote, open_backend(model).capture(*batch)) < 1e-4
 
 
 def test_padding_and_dtype_and_memory_of_a_mean() -> None:
