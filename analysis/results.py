@@ -50,6 +50,7 @@ VARIANTS = {
     "margins": ("train_set", "hook_point", "position", "seed"),
     "operating": ("train_set",),
     "reliability": ("train_set",),
+    "cosines": ("train_set", "hook_point"),
     "evaluations": ("prompts", "detector"),
     "costs": ("model",),
 }
@@ -207,12 +208,16 @@ def read_all(folder: Path) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def slices(table: pd.DataFrame, name: str = "scores") -> Iterator[Slice]:
+def slices(
+    table: pd.DataFrame, name: str = "scores", *, together: Sequence[str] = ()
+) -> Iterator[Slice]:
     """Split the table of this name by those of its `VARIANTS` that it holds several of.
 
-    Slices come in order of appearance.
+    Slices come in order of appearance. What a picture shows `together` is not split.
     """
-    variants = [column for column in VARIANTS.get(name, ()) if column in table]
+    variants = [
+        column for column in VARIANTS.get(name, ()) if column in table and column not in together
+    ]
     several = [column for column in variants if table[column].nunique() > 1]
     if not several:
         yield Slice("", table)

@@ -75,8 +75,10 @@ def auroc_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 def render(scores: pd.DataFrame) -> Table:
     """The AUROC table of one slice, for a terminal of 100 columns."""
+    position = scores["position"].iloc[0]
+    where = "" if position == "last-input-token" else f" at {position}"
     table = Table(
-        title=f"AUROC [95 % interval] of probes trained on {scores['train_set'].iloc[0]}",
+        title=f"AUROC [95 % interval] of probes{where} trained on {scores['train_set'].iloc[0]}",
         caption="The best layer is chosen in-distribution. TF-IDF (the better of words and "
         "characters) sees the text alone: what a probe has to beat.",
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,

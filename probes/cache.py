@@ -1,16 +1,17 @@
-"""ActivationCache: one token's activations at every layer, computed once and kept on disk.
+"""ActivationCache: one position's activations at every layer, computed once and kept on disk.
 
     manifest.json                what the activations were made from
-    index.parquet                a row a prompt: label, group, which token was read, where it lies
+    index.parquet                a row a prompt: label, group, which tokens were read, where it lies
     shard-00000.safetensors ...  a tensor a layer [prompt, d_model], and the embedding
 
 The files are written in this order, each by atomic rename, and depend on the manifest alone: a run
 killed at any moment goes on at the first missing file and ends with the same bytes as one that
-nobody disturbed. A cache costs d_model numbers a layer and prompt.
+nobody disturbed. A cache costs d_model numbers a layer and prompt. Several positions are several
+caches, each as if it were alone, which one run of the model fills (`ActivationCache.build_each`).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -19,15 +20,15 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from probes.backends import Backend
-from probes.capture import capture_rows, pad_id
-from probes.hooks import EMBEDDING, HookPoint, Site
+from probes.errors import InputError
+from probes.filling import fill
+from probes.hooks import EMBEDDING, LAST, HookPoint, Position, Site
 from probes.index import read_index, write_index
 from probes.manifest import Manifest, cache_folder
-from probes.models import ChatModel, render
-from probes.prompts import Prompt, PromptSet
+from probes.models import ChatModel
+from probes.prompts import PromptSet
 from probes.shards import (
     INDEX,
     MANIFEST,
@@ -69,6 +70,7 @@ class ActivationCache:
         *,
         backend: Backend,
         hook_point: HookPoint = "resid_post",
+        position: Position = LAST,
         max_length: int | None = None,
         shard_size: int = 1024,
         token_budget: int = 4096,
@@ -83,6 +85,7 @@ class ActivationCache:
             prompts: What it reads.
             backend: What runs the model.
             hook_point: Where each block is read.
+            position: Which tokens of each prompt are read.
             max_length: Tokens that a prompt may have before it is cut; None: never cut.
             shard_size: Prompts a shard: what is lost at most when a run is killed.
             token_budget: Padded tokens a batch.
@@ -92,28 +95,59 @@ class ActivationCache:
         Raises:
             CacheError: If the folder holds another manifest's cache (the message names the field),
                 a file in it is damaged, or it cannot be written. What was there is kept.
-            InputError: If a value is out of its range.
+            InputError: If a value is out of its range, or a prompt has no such position.
         """
-        cache = cls(
-            Path(directory),
-            Manifest.of(
-                chat,
-                prompts,
-                backend=backend,
-                hook_point=hook_point,
-                max_length=max_length,
-                shard_size=shard_size,
-                token_budget=token_budget,
-                weights=weights,
-            ),
+        manifest = Manifest.of(
+            chat,
+            prompts,
+            backend=backend,
+            hook_point=hook_point,
+            position=position,
+            max_length=max_length,
+            shard_size=shard_size,
+            token_budget=token_budget,
+            weights=weights,
         )
-        make_folder(cache.directory)
-        cache._claim()
-        if not (cache.directory / INDEX).exists():
-            write_index(cache.directory, cache.manifest, chat.tokenizer, prompts.prompts)
-        cache._check()
-        cache._fill(chat, prompts.prompts, backend, progress)
-        return cache
+        folders = {Path(directory): manifest}
+        return cls.build_each(folders, chat, prompts, backend=backend, progress=progress)[0]
+
+    @classmethod
+    def build_each(
+        cls,
+        folders: Mapping[Path, Manifest],
+        chat: ChatModel,
+        prompts: PromptSet,
+        *,
+        backend: Backend,
+        progress: bool = False,
+    ) -> "list[ActivationCache]":
+        """Compute what is missing of caches that differ in their position alone.
+
+        The model reads each prompt once, whatever number of positions it is missing from; a shard
+        of each of them is held in memory. Every cache ends with the bytes that `build` gives it.
+
+        Args:
+            folders: Each cache's folder and manifest, from `Manifest.of` with these same things.
+            chat: As in `build`.
+            prompts: As in `build`.
+            backend: As in `build`.
+            progress: As in `build`.
+
+        Raises:
+            CacheError: As in `build`.
+            InputError: If a prompt lacks a position, or the manifests differ in more than that.
+        """
+        caches = [cls(folder, manifest) for folder, manifest in folders.items()]
+        if len({replace(manifest, position=LAST).hash for manifest in folders.values()}) != 1:
+            raise InputError("caches that are built together may differ in their position alone")
+        for cache in caches:
+            make_folder(cache.directory)
+            cache._claim()
+            if not (cache.directory / INDEX).exists():
+                write_index(cache.directory, cache.manifest, chat.tokenizer, prompts.prompts)
+            cache._check()
+        fill([cache.shards for cache in caches], chat, prompts.prompts, backend, progress)
+        return caches
 
     @classmethod
     def open(cls, directory: Path | str) -> "ActivationCache":
@@ -154,10 +188,11 @@ class ActivationCache:
 
     @cached_property
     def index(self) -> pd.DataFrame:
-        """A row a prompt: id, label, source, group; its shard and row; the token that was read.
+        """A row a prompt: id, label, source, group; its shard and row; the tokens that were read.
 
-        `n_tokens` counts the rendered prompt, `token_id` and `token_text` are the token whose
-        activations are kept, `truncated` tells whether the prompt was cut.
+        `n_tokens` counts the rendered prompt, `token_id` is the token whose activations are kept,
+        or the last of those whose mean is, `token_text` the text of them all, `truncated` tells
+        whether the prompt was cut.
 
         Raises:
             CacheError: If the file is damaged.
@@ -226,42 +261,6 @@ class ActivationCache:
         _ = self.index
         for shard in set(range(self.manifest.n_shards)).difference(self.shards.missing()):
             self.shards.check(shard)
-
-    def _fill(
-        self, chat: ChatModel, prompts: Sequence[Prompt], backend: Backend, progress: bool
-    ) -> None:
-        """Compute the missing shards. Prompts are rendered a shard at a time, and not kept."""
-        missing = self.shards.missing()
-        if not missing:
-            return
-        there = self.n_prompts - sum(len(prompts[self.manifest.rows(s)]) for s in missing)
-        with tqdm(
-            total=self.n_prompts,
-            initial=there,
-            desc=f"{self.manifest.model}: activations",
-            unit="prompt",
-            disable=not progress,
-        ) as bar:
-            for shard in missing:
-                chunk = prompts[self.manifest.rows(shard)]
-                if self.shards.path(shard).exists():  # another build of this cache was faster
-                    bar.update(len(chunk))
-                    continue
-                rendered = [
-                    render(chat.tokenizer, prompt.messages, max_length=self.manifest.max_length)
-                    for prompt in chunk
-                ]
-                self.shards.write(
-                    shard,
-                    capture_rows(
-                        backend,
-                        rendered,
-                        self.manifest.sites,
-                        pad_id=pad_id(chat.tokenizer),
-                        token_budget=self.manifest.token_budget,
-                        on_batch=bar.update,
-                    ),
-                )
 
 
 def _read_manifest(path: Path) -> Manifest:

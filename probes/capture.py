@@ -1,21 +1,23 @@
-"""Activations of the last input token, batch by batch, or for a model held in a notebook.
+"""Activations of the last input token, or at other positions, batch by batch.
 
     >>> from probes.capture import capture
     >>> capture(model, tokenizer, ["How do I open the vault?"])   # [prompt, layer, d_model]
 
-`model` is a transformers model, a `TransformerBridge` or an nnsight `LanguageModel`.
+`model`, which a notebook holds, is a transformers model, a `TransformerBridge` or an nnsight
+`LanguageModel`.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from probes.backends import Backend, open_backend
 from probes.errors import InputError
-from probes.hooks import HookPoint, Site, sites
+from probes.hooks import LAST, HookPoint, Position, Site, check_position, sites
+from probes.positions import Locator, Span
 from probes.prompts import Message
 from probes.rendering import Rendered, render
 
@@ -26,17 +28,19 @@ def capture(
     prompts: Sequence[str | Sequence[Message]],
     *,
     hook_point: HookPoint = "resid_post",
+    position: Position = LAST,
     layers: Sequence[int] | None = None,
     max_length: int | None = None,
     token_budget: int = 4096,
 ) -> Float[Tensor, "prompt layer d_model"]:
-    """Activations at the last input token of each prompt.
+    """Activations of each prompt, at the last input token unless another position is asked for.
 
     Args:
         model: A transformers model, a `TransformerBridge` or an nnsight `LanguageModel`, as it is.
         tokenizer: The model's own, with its chat template. It is not changed.
         prompts: Texts of one user turn, or whole chats.
         hook_point: Where in each block to read.
+        position: Which tokens to read; of several the mean. See `probes.positions`.
         layers: Blocks to read, from 0; None for all.
         max_length: Longest rendered prompt (tokens); see `probes.rendering.render`.
         token_budget: Padded tokens in one forward pass.
@@ -45,8 +49,10 @@ def capture(
         On the CPU, in the model's dtype; layers in the order given.
 
     Raises:
-        InputError: There are no prompts, or the model has no such layer or hook point.
+        InputError: There are no prompts, the model has no such layer or hook point, or a prompt has
+            no such position.
     """
+    check_position(position)
     backend = open_backend(model)
     chats = [
         [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
@@ -54,7 +60,13 @@ def capture(
     ]
     rows = [render(tokenizer, chat, max_length=max_length) for chat in chats]
     wanted = sites(hook_point, range(backend.n_layers) if layers is None else layers)
-    return capture_rows(backend, rows, wanted, pad_id=pad_id(tokenizer), token_budget=token_budget)
+    pad = pad_id(tokenizer)
+    if position == LAST:
+        return capture_rows(backend, rows, wanted, pad_id=pad, token_budget=token_budget)
+    locate = Locator(tokenizer).spans
+    spans = [locate(chat, row, [position]) for chat, row in zip(chats, rows, strict=True)]
+    (captured,) = capture_spans(backend, rows, spans, wanted, pad_id=pad, token_budget=token_budget)
+    return captured
 
 
 def capture_rows(
@@ -66,7 +78,7 @@ def capture_rows(
     token_budget: int = 4096,
     on_batch: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "prompt site d_model"]:
-    """Read rendered prompts in batches of like length, padded on the right.
+    """Read the last input token of rendered prompts, in batches of like length.
 
     Args:
         backend: The model.
@@ -83,6 +95,53 @@ def capture_rows(
     Raises:
         InputError: There are no rows, or a single one does not fit into memory.
     """
+    positions = torch.tensor([row.position for row in rows], dtype=torch.long)
+    return _captured(backend, rows, positions, sites, pad_id, token_budget, on_batch)
+
+
+def capture_spans(
+    backend: Backend,
+    rows: Sequence[Rendered],
+    spans: Sequence[Sequence[Span]],
+    sites: Sequence[Site],
+    *,
+    pad_id: int,
+    token_budget: int = 4096,
+    on_batch: Callable[[int], None] | None = None,
+) -> tuple[Float[Tensor, "prompt site d_model"], ...]:
+    """Read several positions of rendered prompts in one forward pass, in the same batches.
+
+    Args:
+        backend: The model.
+        rows: What it reads.
+        spans: Of each prompt the tokens of each position; `probes.positions.Locator` finds them.
+        sites: Hook points to keep.
+        pad_id: As in `capture_rows`.
+        token_budget: As in `capture_rows`.
+        on_batch: As in `capture_rows`.
+
+    Returns:
+        The means, a tensor a position, as in `capture_rows`. Each is the same to the last bit
+        whatever other positions are read beside it.
+
+    Raises:
+        InputError: As in `capture_rows`.
+    """
+    columns = [[tuple(span) for span in of_row] for of_row in spans]
+    positions = torch.tensor(columns, dtype=torch.long)
+    return _captured(backend, rows, positions, sites, pad_id, token_budget, on_batch).unbind(2)
+
+
+def _captured(
+    backend: Backend,
+    rows: Sequence[Rendered],
+    positions: Int[Tensor, "prompt"] | Int[Tensor, "prompt position 2"],
+    sites: Sequence[Site],
+    pad_id: int,
+    token_budget: int,
+    on_batch: Callable[[int], None] | None,
+) -> Float[Tensor, "prompt site *position d_model"]:
+    """Read batches of like length, padded on the right."""
     if not rows:
         raise InputError("there are no prompts to read")
     # Longest first: what does not fit into memory fails at once, and the time left only falls.
@@ -91,7 +150,7 @@ def capture_rows(
     while waiting:
         batch = waiting[: max(1, token_budget // len(rows[waiting[0]].ids))]
         try:
-            read = _read([rows[i] for i in batch], backend, sites, pad_id)
+            read = _read([rows[i] for i in batch], positions[batch], backend, sites, pad_id)
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 raise InputError(
@@ -102,7 +161,7 @@ def capture_rows(
             token_budget = len(batch) // 2 * len(rows[waiting[0]].ids)
             continue
         if captured is None:
-            captured = read.new_empty(len(rows), len(sites), backend.d_model)
+            captured = read.new_empty(len(rows), *read.shape[1:])
         captured[batch] = read
         waiting = waiting[len(batch) :]
         if on_batch is not None:
@@ -118,13 +177,16 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _read(
-    rows: Sequence[Rendered], backend: Backend, sites: Sequence[Site], pad_id: int
-) -> Float[Tensor, "batch site d_model"]:
+    rows: Sequence[Rendered],
+    positions: Int[Tensor, "batch"] | Int[Tensor, "batch position 2"],
+    backend: Backend,
+    sites: Sequence[Site],
+    pad_id: int,
+) -> Float[Tensor, "batch site *position d_model"]:
     width = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), width), pad_id)
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
         ids[i, : len(row.ids)] = torch.tensor(row.ids)
         mask[i, : len(row.ids)] = 1
-    positions = torch.tensor([row.position for row in rows])
     return backend.capture(ids, mask, positions, sites)

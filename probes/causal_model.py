@@ -11,7 +11,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from analysis.evidence_rows import CausalRow
-from probes import causal, models, prompts
+from probes import causal, leaks, models, prompts
 from probes.backends import open_backend
 from probes.cache import ActivationCache
 from probes.causal import Asked, Trial
@@ -24,7 +24,6 @@ from probes.manifest import Manifest, cache_folder
 from probes.models import ChatModel
 from probes.probe import Stacked, fit
 from probes.prompts import Prompt, PromptSet
-from probes.scoring import new_rows
 
 if TYPE_CHECKING:
     from probes.causal_check import CausalConfig
@@ -55,12 +54,9 @@ def question(path: str, config: CausalConfig) -> Question:
     probe = FrozenProbe.from_pretrained(path)
     layers = _layers(probe, config.layers)
     train = _train_set(probe, config)
-    held_out = prompts.load(config.held_out, seed=config.seed)
-    fresh = [
-        prompt
-        for prompt, new in zip(held_out.prompts, new_rows(train, held_out), strict=True)
-        if new
-    ]
+    held_out = leaks.alike_grouped(prompts.load(config.held_out, seed=config.seed))
+    new = leaks.new(train, held_out, leaks.between(train, held_out))
+    fresh = [prompt for prompt, is_new in zip(held_out.prompts, new, strict=True) if is_new]
     causal.check_labels(fresh, held_out.name)
     model = config.model or probe.config.base_model
     chosen = _drawn(fresh, config.n, config.seed)
@@ -138,7 +134,7 @@ def _train_set(probe: FrozenProbe, config: CausalConfig) -> PromptSet:
     """What the probe was fitted on, known by its hash: class means and covariance are of it."""
     name = config.train or probe.config.train_set
     try:
-        train = prompts.load(name, seed=config.seed)
+        train = leaks.alike_grouped(prompts.load(name, seed=config.seed))
     except InputError as error:
         if config.train:
             raise
@@ -172,6 +168,7 @@ def _directions(chat: ChatModel, asked: Question, config: CausalConfig) -> list[
     described = {
         "backend": backend,
         "hook_point": known.hook_point,
+        "position": known.position,
         "max_length": known.max_length,
         "weights": known.weights,
     }

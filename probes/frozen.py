@@ -144,7 +144,8 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
             allow_mismatch: Go on with another model of the same shape, or another template.
 
         Raises:
-            InputError: The model or the template is another than the probe was fitted on.
+            InputError: The model or the template is another than the probe was fitted on, or a
+                prompt lacks the position that it reads.
         """
         if not allow_mismatch:
             self.check(model, tokenizer)
@@ -153,6 +154,7 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
             tokenizer,
             prompts,
             hook_point=self.config.hook_point,
+            position=self.config.position,
             layers=self.config.layers,
             max_length=self.config.max_length,
             token_budget=token_budget,
@@ -206,7 +208,7 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
 
     def _refuse(self, checks: Sequence[tuple[str, str, str]]) -> None:
         different = [
-            f"{what} {theirs[:16]} instead of {ours[:16]}"
+            f"{what} {_short(theirs)} instead of {_short(ours)}"
             for what, ours, theirs in checks
             if ours != theirs
         ]
@@ -257,6 +259,11 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:  # noqa: ARG002
         """The README that is saved beside the probe."""
         return ModelCard(self.config.card)
+
+
+def _short(value: str) -> str:
+    """The beginning of a hash; a name as it is."""
+    return value[:16] if len(value) == 64 else value
 
 
 def _fingerprint(model: Any) -> str:

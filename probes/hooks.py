@@ -1,9 +1,10 @@
-"""Hook points: which activations of a decoder block are read, under TransformerLens names.
+"""Which activations of a decoder block are read, under TransformerLens names, and of which tokens.
 
     resid_pre -> [norm, attention] = attn_out -> resid_mid -> [norm, MLP] = mlp_out -> resid_post
 
 `resid_mid = resid_pre + attn_out` and `resid_post = resid_mid + mlp_out`. Layer l is block l,
-0..n_layers-1; the embedding is `resid_pre` of block 0.
+0..n_layers-1; the embedding is `resid_pre` of block 0. Which tokens of a chat a position names is
+found by `probes.positions`.
 """
 
 import re
@@ -14,6 +15,10 @@ from probes.errors import InputError
 
 HookPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 HOOK_POINTS: tuple[HookPoint, ...] = get_args(HookPoint)
+
+Position = Literal["last-input-token", "last-content-token", "post-instruction", "content-mean"]
+POSITIONS: tuple[Position, ...] = get_args(Position)
+LAST: Position = "last-input-token"
 
 # In the order in which a block computes them.
 ORDER: tuple[HookPoint, ...] = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
@@ -81,3 +86,14 @@ def check_sites(sites: Iterable[Site], n_layers: int) -> None:
             )
         if not 0 <= site.layer < n_layers:
             raise InputError(f"layer {site.layer} does not exist: the model has 0..{n_layers - 1}")
+
+
+def check_position(position: str) -> Position:
+    """The position of that name.
+
+    Raises:
+        InputError: There is none.
+    """
+    if position not in POSITIONS:
+        raise InputError(f"{position!r} is no position; choose from {', '.join(POSITIONS)}")
+    return position

@@ -1,4 +1,4 @@
-"""The cache's index: a row a prompt, with the token that was read, so that anyone can look."""
+"""The cache's index: a row a prompt, with the tokens that were read, so that anyone can look."""
 
 import hashlib
 import json
@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from probes.manifest import Manifest
+from probes.positions import Locator
 from probes.prompts import Prompt
-from probes.rendering import last_token_text, render
+from probes.rendering import render
 from probes.shards import INDEX, CacheError, write_atomically
 
 _COLUMNS = pa.schema(
@@ -40,12 +41,13 @@ def write_index(
     """Render every prompt, keep none of the renderings, and write `index.parquet`.
 
     Raises:
-        InputError: If a prompt cannot be rendered.
+        InputError: If a prompt cannot be rendered, or has no such position.
         CacheError: If the folder cannot be written.
     """
+    locator = Locator(tokenizer)
     # A shard at a time: Arrow's columns are far smaller than the rows they are made from.
     shards = [
-        pa.Table.from_pylist(_rows(manifest, tokenizer, prompts, shard), _COLUMNS)
+        pa.Table.from_pylist(_rows(manifest, locator, prompts, shard), _COLUMNS)
         for shard in range(manifest.n_shards)
     ]
     table = pa.concat_tables(shards)
@@ -81,11 +83,14 @@ def _digest(table: pa.Table) -> str:
 
 
 def _rows(
-    manifest: Manifest, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], shard: int
+    manifest: Manifest, locator: Locator, prompts: Sequence[Prompt], shard: int
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
+    tokenizer = locator.tokenizer
     for row, prompt in enumerate(prompts[manifest.rows(shard)]):
         rendered = render(tokenizer, prompt.messages, max_length=manifest.max_length)
+        (span,) = locator.spans(prompt.messages, rendered, [manifest.position])
+        read = rendered.ids[slice(*span)]
         rows.append(
             {
                 "id": prompt.id,
@@ -95,8 +100,8 @@ def _rows(
                 "shard": shard,
                 "row": row,
                 "n_tokens": len(rendered.ids),
-                "token_id": rendered.ids[rendered.position],
-                "token_text": last_token_text(tokenizer, rendered),
+                "token_id": read[-1],
+                "token_text": str(tokenizer.decode(list(read))),
                 "truncated": rendered.truncated,
             }
         )

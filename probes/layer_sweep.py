@@ -1,8 +1,9 @@
 """AUROC of a harmfulness probe at every layer of chat models, and the probe, frozen, to take away.
 
 For each model: the last input token's residual stream is captured once at every layer and kept on
-disk; logistic probes are fitted per layer and pooled over layers on each train set; each is scored
-on folds it was not trained on and on every held-out set, beside what the words alone give.
+disk, and that of other --positions in the same pass; logistic probes are fitted per layer and
+pooled over layers on each train set; each is scored on folds it was not trained on and on every
+held-out set, beside what the words alone give.
 
 Run as:
     python -m probes.layer_sweep
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from probes.errors import InputError
-from probes.hooks import HookPoint
+from probes.hooks import LAST, HookPoint, Position
 
 if TYPE_CHECKING:  # What --help does not need is imported late.
     from rich.console import Console
@@ -49,6 +50,11 @@ class SweepConfig:
     (mean over layers), or a layer's number."""
     hook_point: HookPoint = "resid_post"
     """Where in each block to read, under TransformerLens's names."""
+    positions: tuple[Position, ...] = (LAST,)
+    """Which tokens to read, each a sweep of its own from one forward pass: last-input-token,
+    last-content-token (of the last user turn's own words), post-instruction (mean over the
+    template's tokens after them) or content-mean (mean over theirs). Of the first one are the
+    probe in MODEL/TRAIN-SET/probe and the table of risks; of another MODEL/TRAIN-SET/POSITION."""
     backend: Literal["transformers", "transformer-lens", "nnsight"] = "transformers"
     """What runs the model. All give the same activations."""
     remote: bool = False
@@ -89,6 +95,8 @@ class SweepConfig:
         """Raise InputError for what cannot work, before anything is loaded."""
         if not self.models:
             raise InputError("--models names no model; give at least one hub id or folder")
+        if not self.positions or len(set(self.positions)) < len(self.positions):
+            raise InputError("--positions: name at least one position, and none of them twice")
         if self.export not in ("best", "pooled") and not self.export.isdecimal():
             raise InputError(
                 f"--export {self.export!r} is none of: best, pooled, or a layer's number such as 12"

@@ -110,6 +110,11 @@ def grouped(prompts: PromptSet, leaks: Sequence[Leak]) -> PromptSet:
     )
 
 
+def alike_grouped(prompts: PromptSet) -> PromptSet:
+    """The set as a sweep fits and scores it: with what is alike in one group."""
+    return grouped(prompts, inside(prompts))
+
+
 def rows(
     train: PromptSet, other: PromptSet, leaks: Sequence[Leak], *, dropped: bool = True
 ) -> list[LeakRow]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from probes.backends import Backend
 from probes.errors import InputError
-from probes.hooks import EMBEDDING, HookPoint, Site, sites
+from probes.hooks import EMBEDDING, LAST, HookPoint, Position, Site, check_position, sites
 from probes.models import ChatModel, template_hash, weights_fingerprint
 from probes.prompts import PromptSet
 
@@ -47,8 +47,8 @@ class Manifest:
     """The weights' dtype, as `bfloat16`."""
     hook_point: HookPoint
     """Where each block is read, a TransformerLens name without `hook_`."""
-    position: str
-    """Rule by which one token of each prompt is read."""
+    position: Position
+    """Which tokens of each prompt are read: a name of `probes.positions`."""
     template: str
     """Hash of the chat template."""
     tokenizer: str
@@ -83,6 +83,7 @@ class Manifest:
         *,
         backend: Backend,
         hook_point: HookPoint = "resid_post",
+        position: Position = LAST,
         max_length: int | None = None,
         shard_size: int = 1024,
         token_budget: int = 4096,
@@ -95,6 +96,7 @@ class Manifest:
             prompts: What it reads.
             backend: What runs the model.
             hook_point: Where each block is read.
+            position: Which tokens are read.
             max_length: Tokens that a prompt may have before it is cut; None: never cut.
             shard_size: Prompts a shard: what is lost at most when a run is killed.
             token_budget: Padded tokens a batch.
@@ -105,6 +107,7 @@ class Manifest:
             InputError: If a value is out of its range or there are no prompts.
         """
         sites(hook_point, ())  # refuses an unknown one
+        check_position(position)
         for name, value in (("shard_size", shard_size), ("token_budget", token_budget)):
             if value < 1:
                 raise InputError(f"{name} is {value}: give a number from 1 on")
@@ -117,7 +120,7 @@ class Manifest:
             config=config_hash(chat.model),
             dtype=str(chat.model.dtype).removeprefix("torch."),
             hook_point=hook_point,
-            position="last-input-token",
+            position=position,
             template=template_hash(chat.tokenizer),
             tokenizer=tokenizer_hash(chat.tokenizer),
             prompt_set=prompts.name,

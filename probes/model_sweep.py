@@ -1,29 +1,35 @@
 """One model of a sweep: load, capture, fit, score, export; what is still valid is reused.
 
     OUT/MODEL/TRAIN-SET/scores.{parquet,csv}, risks, margins, ...  probe/  done.json
+    OUT/MODEL/TRAIN-SET/POSITION/...          the same of each position after the first
 
-`done.json` is written last and says what the rest was made from.
+`done.json` is written last and says what the rest was made from. `directions.safetensors` holds
+the weights of each layer's probe, for their cosines between positions.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 from rich.console import Console
 from rich.markup import escape
+from safetensors.torch import load_file, save
 
 from analysis import results
 from analysis.tables import best_layer
 from probes import evidence, joined, models, scoring
 from probes.backends import open_backend
 from probes.cache import ActivationCache
+from probes.cosines import cosine_rows
 from probes.errors import InputError
 from probes.frozen import FrozenProbe
+from probes.hooks import LAST, Position
 from probes.manifest import Manifest, cache_folder, slug, versions_of
 from probes.models import ChatModel
 from probes.prompts import PromptSet
@@ -37,6 +43,11 @@ if TYPE_CHECKING:
 
 DONE = "done.json"
 
+DIRECTIONS = "directions.safetensors"
+
+SHOWN = 2
+"""Of many texts that are read, how many are shown."""
+
 LEAST_HELD = 2**24
 """Bytes: what a fit may hold of one thing even where a shard is smaller."""
 
@@ -45,6 +56,8 @@ TABLES = (
     "scores", "risks", "margins", "operating", "calibration", "reliability",
 )  # fmt: skip
 """What a train set gives."""
+BY_POSITION = ("scores", "margins")
+"""Tables that tell positions apart; the others are of the first one alone."""
 
 
 def sweep_model(
@@ -76,21 +89,37 @@ def sweep_model(
         weights=not config.remote,
     )
     sets = {one.name: one for task in tasks for one in (*task.parts, *task.held_out)}
-    caches = dict(_capture(chat, config, list(sets.values())))
-    _say_what_was_read(list(caches.values()), console)
-    found: results.Tables = {name: [] for name in TABLES}
+    caches = _capture(chat, config, list(sets.values()))
+    found: results.Tables = {name: [] for name in (*TABLES, "cosines")}
+    for position, of_sets in caches.items():
+        _say_what_was_read(list(of_sets.values()), console)
+        for task in tasks:
+            folder = _folder(config, spec, task, position)
+            for name, rows in _on_train_set(spec, task, of_sets, config, words, folder).items():
+                if position == config.positions[0] or name in BY_POSITION:
+                    found[name] += rows
+            console.print(f"  frozen probe: {escape(str(folder / 'probe'))}", soft_wrap=True)
     for task in tasks:
-        folder = config.out / slug(spec) / slug(task.train.name)
-        for name, rows in _on_train_set(spec, task, caches, config, words, folder).items():
-            found[name] += rows
-        console.print(f"  frozen probe: {escape(str(folder / 'probe'))}", soft_wrap=True)
+        weights = {
+            position: load_file(_folder(config, spec, task, position) / DIRECTIONS)["weight"]
+            for position in config.positions
+        }
+        found["cosines"] += cosine_rows(
+            weights, model=spec, hook_point=config.hook_point, train_set=task.train.name
+        )
     return found
+
+
+def _folder(config: SweepConfig, spec: str, task: Task, position: Position) -> Path:
+    """Where the results of one train set at one position lie."""
+    folder = config.out / slug(spec) / slug(task.train.name)
+    return folder if position == config.positions[0] else folder / position
 
 
 def _capture(
     chat: ChatModel, config: SweepConfig, sets: Sequence[PromptSet]
-) -> Iterator[tuple[str, ActivationCache]]:
-    """The activations of each set, by its name."""
+) -> dict[Position, dict[str, ActivationCache]]:
+    """The activations of each set by its name, at every position by one forward pass."""
     backend = open_backend(
         chat.model, config.backend, remote=config.remote, revision=config.revision
     )
@@ -99,6 +128,7 @@ def _capture(
             f"--export {config.export}: {chat.name} has the layers 0 to {backend.n_layers - 1}"
         )
     weights = models.weights_fingerprint(chat.model)
+    found: dict[Position, dict[str, ActivationCache]] = {one: {} for one in config.positions}
     for prompts in sets:
         described: dict[str, Any] = {
             "backend": backend,
@@ -108,22 +138,35 @@ def _capture(
             "token_budget": config.token_budget,
             "weights": weights,
         }
-        folder = cache_folder(config.cache, Manifest.of(chat, prompts, **described))
-        yield (
-            prompts.name,
-            ActivationCache.build(folder, chat, prompts, progress=True, **described),
-        )
+        manifests = [
+            Manifest.of(chat, prompts, position=position, **described)
+            for position in config.positions
+        ]
+        folders = {cache_folder(config.cache, manifest): manifest for manifest in manifests}
+        for cache in ActivationCache.build_each(
+            folders, chat, prompts, backend=backend, progress=True
+        ):
+            found[cache.manifest.position][prompts.name] = cache
+    return found
 
 
 def _say_what_was_read(caches: Sequence[ActivationCache], console: Console) -> None:
-    """The text of the token read, for anyone to see that it is the right one."""
+    """The text of the tokens read, for anyone to see that they are the right ones."""
     index = pd.concat([cache.index for cache in caches])
-    for (token, text), rows in index.groupby(["token_id", "token_text"]):
+    manifest = caches[0].manifest
+    read = index.groupby(["token_id", "token_text"])["truncated"].agg(["size", "sum"])
+    shown, where = read, "the last input token"
+    if manifest.position != LAST:  # there may be as many texts as prompts: the most frequent tell
+        shown, where = read.nlargest(SHOWN, "size"), manifest.position
+    for (token, text), (n, cut) in zip(shown.index, shown.to_numpy(), strict=True):
+        text = repr(text if len(text) <= 60 else f"{text[:60]}...")
         console.print(
-            f"  reads {caches[0].manifest.hook_point} at the last input token "
-            f"{escape(repr(text))} (id {token}) of {len(rows)} prompts"
-            f"{_shortened(int(rows['truncated'].sum()))}"
+            f"  reads {manifest.hook_point} at {where} {escape(text)} (id {token}) of {n} prompts"
+            f"{_shortened(cut)}"
         )
+    if len(read) > len(shown):
+        others = read["size"].sum() - shown["size"].sum()
+        console.print(f"  and {len(read) - len(shown)} other texts of {others} prompts")
 
 
 def _shortened(n: int) -> str:
@@ -193,6 +236,8 @@ def _on_train_set(
         calibration=config.calibration,
     ).save_pretrained(folder / "probe")
     results.write_all(found, folder)
+    weight = torch.cat([one.probe.weight for one in swept.layers])
+    results.replace({folder / DIRECTIONS: save({"weight": weight})})
     results.replace({folder / DONE: made_from.encode()})
     return found
 

@@ -2,9 +2,22 @@
 
 from dataclasses import dataclass
 
-from probes.hooks import HookPoint
+from probes.hooks import HookPoint, Position, check_position
 
 FORMAT = 2
+
+_IN_WORDS: dict[Position, str] = {
+    "last-input-token": "the last input token",
+    "last-content-token": "the last token of the last user turn's own words",
+    "post-instruction": "the template's tokens after the last user turn's words, their mean,",
+    "content-mean": "the tokens of the last user turn's own words, their mean,",
+}
+_SEEN: dict[Position, str] = {
+    "last-input-token": "one token's activations",
+    "last-content-token": "one token's activations",
+    "post-instruction": "the mean of a few tokens' activations",
+    "content-mean": "the mean of the words' activations",
+}
 
 
 @dataclass(frozen=True)
@@ -19,7 +32,8 @@ class ProbeConfig:
     template: str
     """Hash of the chat template."""
     hook_point: HookPoint
-    position: str
+    position: Position
+    """Which tokens it reads: a name of `probes.positions`."""
     max_length: int | None
     """Longest rendered prompt (tokens)."""
     n_layers: int
@@ -51,6 +65,7 @@ class ProbeConfig:
         object.__setattr__(self, "auroc", None if self.auroc is None else tuple(self.auroc))
         if self.format != FORMAT:
             raise ValueError(f"format {self.format}, where this version reads {FORMAT}")
+        check_position(self.position)
 
     @property
     def card(self) -> str:
@@ -72,7 +87,7 @@ tags: [linear-probe, activation-critic]
 ---
 # Linear probe for harmful requests in {self.base_model}
 
-Reads `{self.hook_point}` at the {self.position.replace("-", " ")} of layers {list(self.layers)}
+Reads `{self.hook_point}` at {_IN_WORDS[self.position]} of layers {list(self.layers)}
 ({self.readout}) and gives the probability that a request is harmful.
 
     from probes.frozen import FrozenProbe
@@ -84,5 +99,5 @@ Reads `{self.hook_point}` at the {self.position.replace("-", " ")} of layers {li
 
 It holds for these weights, this chat template and prompts like those it was fitted on. Elsewhere
 its logit is a number without evidence; score it on your own held-out prompts first, beside what
-their words alone give. It sees one token's activations: what they do not show, it does not know.
+their words alone give. It sees {_SEEN[self.position]}: what they do not show, it does not know.
 """

@@ -43,6 +43,9 @@ class Rendered(NamedTuple):
     """Index in `ids` of the last input token."""
     truncated: bool
     """Whether part of the user's text was left out."""
+    lost: tuple[int, int] = (0, 0)
+    """The tokens that were left out, as they stood in the whole chat: the first one, and the one
+    after the last."""
 
 
 def render(
@@ -86,9 +89,30 @@ def render(
             f"itself, so that --max-length {max_length} leaves none for the prompt; give at least "
             f"{n_head + n_tail + 1}"
         )
-    start = n_head + (room + 1) // 2
-    ids = ids[:start] + ids[len(ids) - n_tail - room // 2 :]
-    return Rendered(tuple(ids), len(ids) - 1, truncated=True)
+    start, stop = n_head + (room + 1) // 2, len(ids) - n_tail - room // 2
+    ids = ids[:start] + ids[stop:]
+    return Rendered(tuple(ids), len(ids) - 1, truncated=True, lost=(start, stop))
+
+
+def chat_text(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    last_words: str | None = None,
+) -> str:
+    """The text of which `render` gives the ids, before anything is cut.
+
+    Args:
+        tokenizer: The model's own, with a chat template.
+        messages: Chat messages.
+        last_words: What the last user turn says instead; None: its own words.
+
+    Raises:
+        InputError: There is no template, or it refuses the messages.
+    """
+    if last_words is not None:
+        messages = _without(messages, "last", last_words)
+    return str(_applied(tokenizer, messages, add_generation_prompt=True, tokenize=False))
 
 
 def answered_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
@@ -142,11 +166,19 @@ def _ids(
     *,
     add_generation_prompt: bool = True,
 ) -> list[int]:
+    encoded = _applied(tokenizer, messages, add_generation_prompt=add_generation_prompt)
+    return list(encoded["input_ids"])
+
+
+def _applied(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any
+) -> Any:
+    """What the chat template makes of messages: ids, or text with `tokenize=False`."""
     try:
-        encoded: Any = tokenizer.apply_chat_template(
+        return tokenizer.apply_chat_template(
             [{"role": m["role"], "content": m["content"]} for m in messages],
             chat_template=_template(tokenizer),
-            add_generation_prompt=add_generation_prompt,
+            **options,
         )
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
@@ -154,15 +186,14 @@ def _ids(
             f"the chat template of {tokenizer.name_or_path} refuses messages with the roles "
             f"{roles}: {error}; change the messages or give another --chat-template FILE"
         ) from error
-    return list(encoded["input_ids"])
 
 
-def _without(messages: Sequence[Message], which: str) -> list[Message]:
+def _without(messages: Sequence[Message], which: str, instead: str = PLACEHOLDER) -> list[Message]:
     """The same chat without the first, the last or all of the users' words."""
     users = [i for i, message in enumerate(messages) if message["role"] == "user"]
     chosen = {"first": users[:1], "last": users[-1:], "all": users}[which]
     return [
-        {**message, "content": PLACEHOLDER} if i in chosen else message
+        {**message, "content": instead} if i in chosen else message
         for i, message in enumerate(messages)
     ]
 

@@ -1,4 +1,8 @@
-"""One figure a file. A file here with `TABLE`, `plotted` and `draw` is a figure under its name."""
+"""One figure a file. A file here with `TABLE`, `plotted` and `draw` is a figure under its name.
+
+A figure that shows several values of one of the `results.VARIANTS` side by side, such as positions,
+names that column in a tuple `TOGETHER`; by the others its table is split.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +63,8 @@ def redraw(tables: Mapping[str, pd.DataFrame], out: Path) -> list[Path]:
         module = load(name)
         if module.TABLE not in tables:
             continue
-        for suffix, table in results.slices(tables[module.TABLE], module.TABLE):
+        together = getattr(module, "TOGETHER", ())
+        for suffix, table in results.slices(tables[module.TABLE], module.TABLE, together=together):
             stem = out / f"{name}{suffix}"
             with style.context():
                 try:

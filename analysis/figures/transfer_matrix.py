@@ -60,7 +60,7 @@ def draw(table: pd.DataFrame) -> Figure:
         )  # fmt: skip
         for text in ax.texts:
             column, row = (int(np.floor(place)) for place in text.get_position())
-            text.set_style("italic" if down[row] == across[column] else "normal")
+            text.set_fontstyle("italic" if down[row] == across[column] else "normal")
         for _, cell in of_model[of_model["worst"]].iterrows():
             place = (across.index(cell["eval_set"]), down.index(cell["train_set"]))
             ax.add_patch(Rectangle(place, 1, 1, fill=False, ec="#D55E00", lw=2, clip_on=False))

@@ -31,19 +31,21 @@ class Backend(Protocol):
         self,
         ids: Int[Tensor, "batch token"],
         mask: Int[Tensor, "batch token"],
-        positions: Int[Tensor, "batch"],
+        positions: Int[Tensor, "batch"] | Int[Tensor, "batch position 2"],
         sites: Sequence[Site],
-    ) -> Float[Tensor, "batch site d_model"]:
-        """Read one token of each row at each site.
+    ) -> Float[Tensor, "batch site *position d_model"]:
+        """Read one token of each row at each site, or the means over several spans of tokens.
 
         Args:
             ids: Token ids, padded on either side with any id.
             mask: 1 at real tokens, 0 at padding.
-            positions: Column of the token to read, in each row.
+            positions: Column of the token to read, in each row; or of each span, by row, its first
+                column and the one after its last.
             sites: What to read.
 
         Returns:
-            Activations on the CPU, in the model's dtype.
+            Activations on the CPU, in the model's dtype; with an axis of spans where such were
+            given. Means are taken in float32, on the device.
 
         Raises:
             InputError: A site is none of this model's.

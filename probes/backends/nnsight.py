@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from probes.backends.transformers import TransformersBackend
+from probes.backends.transformers import TransformersBackend, columns
 from probes.blocks import blocks, input_device, position_ids, reading, taps
 from probes.edits import Edit, Step
 from probes.errors import InputError
@@ -43,9 +43,9 @@ class NnsightBackend:
         self,
         ids: Int[Tensor, "batch token"],
         mask: Int[Tensor, "batch token"],
-        positions: Int[Tensor, "batch"],
+        positions: Int[Tensor, "batch"] | Int[Tensor, "batch position 2"],
         sites: Sequence[Site],
-    ) -> Float[Tensor, "batch site d_model"]:
+    ) -> Float[Tensor, "batch site *position d_model"]:
         """See `probes.backends.Backend.capture`."""
         import nnsight
 
@@ -60,7 +60,10 @@ class NnsightBackend:
             device = input_device(self.module)
             inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
         where = {"remote": self.remote} if self.remote else {}
-        batch = torch.arange(len(ids))
+        batch = torch.arange(len(ids))[:, None]
+        single = positions.ndim == 1
+        spans = torch.stack([positions, positions + 1], dim=-1)[:, None] if single else positions
+        picked = [columns(one) for one in spans.unbind(1)]
         quiet = nullcontext() if self.remote else reading(self.module)
         # The inner block, which must be a `with` of its own, is what nnsight sends to the server:
         # plain objects and torch only.
@@ -70,10 +73,19 @@ class NnsightBackend:
                 for module, side in read:
                     hidden = module.input if side == "input" else module.output
                     hidden = hidden[0] if isinstance(hidden, tuple) else hidden
-                    rows.append(hidden[batch.to(hidden.device), positions.to(hidden.device)].cpu())
+                    # As `probes.backends.transformers.read` does.
+                    for at, beyond in picked:
+                        tokens = hidden[batch.to(hidden.device), at.to(hidden.device)]
+                        if at.shape[1] > 1:
+                            none = beyond.to(hidden.device)[..., None]
+                            total = tokens.float().masked_fill(none, 0).sum(1, keepdim=True)
+                            mean = total / (~none).sum(1, keepdim=True)
+                            tokens = mean.to(hidden.dtype)
+                        rows.append(tokens[:, 0].cpu())
                 tracer.stop()
-        captured = dict(zip(ordered, rows, strict=True))
-        return torch.stack([captured[site] for site in sites], dim=1)
+        by_site = torch.stack(list(rows), dim=1).unflatten(1, (len(ordered), len(picked)))
+        captured = by_site[:, [ordered.index(site) for site in sites]]
+        return captured[:, :, 0] if single else captured
 
     def predict(
         self,

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probes.backends.transformers import gather
+from probes.backends.transformers import read
 from probes.blocks import blocks, position_ids, reading
 from probes.edits import Edit, Step
 from probes.errors import InputError
@@ -38,9 +38,9 @@ class TransformerLensBackend:
         self,
         ids: Int[Tensor, "batch token"],
         mask: Int[Tensor, "batch token"],
-        positions: Int[Tensor, "batch"],
+        positions: Int[Tensor, "batch"] | Int[Tensor, "batch position 2"],
         sites: Sequence[Site],
-    ) -> Float[Tensor, "batch site d_model"]:
+    ) -> Float[Tensor, "batch site *position d_model"]:
         """See `probes.backends.Backend.capture`."""
         check_sites(sites, self.n_layers)
         for site in sites:
@@ -132,7 +132,7 @@ def _keep(
     site: Site, positions: Tensor, rows: dict[Site, Tensor], last: Site
 ) -> Callable[..., None]:
     def hook(hidden: Tensor, hook: object) -> None:  # noqa: ARG001
-        rows[site] = gather(hidden, positions)
+        rows[site] = read(hidden, positions)
         if site == last:
             raise _Enough
 

@@ -1,8 +1,8 @@
 """The default backend: forward hooks on a transformers model.
 
 The decoder runs without its head and without a key-value cache. Each hook copies the one row that
-is wanted, on the device of its own layer, so that a full sequence lives no longer than its block;
-the run ends after the last block that is asked for.
+is wanted, or takes the means over some, on the device of its own layer, so that a full sequence
+lives no longer than its block; the run ends after the last block that is asked for.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probes.blocks import blocks, decoder, input_device, position_ids, reading, taps
@@ -18,7 +18,7 @@ from probes.edits import Edit, Step
 from probes.errors import InputError
 from probes.hooks import ORDER, HookPoint, Site, check_sites
 
-Rows = dict[Site, Float[Tensor, "batch d_model"]]
+Rows = dict[Site, Float[Tensor, "batch *position d_model"]]
 
 
 class _Enough(Exception):
@@ -42,9 +42,9 @@ class TransformersBackend:
         self,
         ids: Int[Tensor, "batch token"],
         mask: Int[Tensor, "batch token"],
-        positions: Int[Tensor, "batch"],
+        positions: Int[Tensor, "batch"] | Int[Tensor, "batch position 2"],
         sites: Sequence[Site],
-    ) -> Float[Tensor, "batch site d_model"]:
+    ) -> Float[Tensor, "batch site *position d_model"]:
         """See `probes.backends.Backend.capture`."""
         self.check(sites)
         rows = self._run(ids, mask, positions, sites)
@@ -177,20 +177,55 @@ def _change(edit: Edit) -> Callable[..., Tensor | tuple[Any, ...]]:
 
 def _on_input(site: Site, positions: Tensor, rows: Rows) -> Callable[..., None]:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rows[site] = gather(args[0] if args else kwargs["hidden_states"], positions)
+        rows[site] = read(args[0] if args else kwargs["hidden_states"], positions)
 
     return hook
 
 
 def _on_output(site: Site, positions: Tensor, rows: Rows) -> Callable[..., None]:
     def hook(_module: nn.Module, _args: object, output: Tensor | tuple[Any, ...]) -> None:
-        rows[site] = gather(output if isinstance(output, Tensor) else output[0], positions)
+        rows[site] = read(output if isinstance(output, Tensor) else output[0], positions)
 
     return hook
 
 
 def _stop(_module: nn.Module, _args: object) -> NoReturn:
     raise _Enough
+
+
+def read(
+    hidden: Float[Tensor, "batch token d_model"],
+    positions: Int[Tensor, "batch"] | Int[Tensor, "batch position 2"],
+) -> Float[Tensor, "batch *position d_model"]:
+    """What `Backend.capture` keeps of a full sequence: a token of each row, or means over spans."""
+    if positions.ndim == 1:
+        return gather(hidden, positions)
+    means = [_mean(hidden, *columns(spans)) for spans in positions.unbind(1)]
+    return torch.stack(means, dim=1)
+
+
+def columns(
+    spans: Int[Tensor, "batch 2"],
+) -> tuple[Int[Tensor, "batch width"], Bool[Tensor, "batch width"]]:
+    """The columns of each row's span, as many as the longest has, and which are too many."""
+    start, stop = spans[:, :1], spans[:, 1:]
+    wanted = start + torch.arange(int((stop - start).max()), device=spans.device)
+    return torch.minimum(wanted, stop - 1), wanted >= stop
+
+
+def _mean(
+    hidden: Float[Tensor, "batch token d_model"],
+    columns: Int[Tensor, "batch width"],
+    beyond: Bool[Tensor, "batch width"],
+) -> Float[Tensor, "batch d_model"]:
+    """(sum over t of h_t) / n over each row's span, summed in float32; of one token its copy."""
+    if columns.shape[1] == 1:
+        return gather(hidden, columns[:, 0])
+    rows = torch.arange(len(hidden), device=hidden.device)[:, None]
+    beyond = beyond.to(hidden.device)[..., None]
+    # Padding is never read: what a model computes there may be NaN, which no weight of 0 mends.
+    tokens = hidden[rows, columns.to(hidden.device)].float().masked_fill_(beyond, 0)
+    return (tokens.sum(1) / (~beyond).sum(1)).to(hidden.dtype)
 
 
 def gather(

@@ -132,7 +132,7 @@ def test_the_exported_probe_gives_the_risks_in_the_table(swept):
 def test_a_second_run_reuses_everything_and_changes_nothing(swept, monkeypatch):
     before = contents(swept.out) | contents(swept.cache)
     monkeypatch.setattr("probes.scoring.sweep", forbidden)
-    monkeypatch.setattr("probes.cache.capture_rows", forbidden)
+    monkeypatch.setattr("probes.filling.capture_rows", forbidden)
     main(swept)
     assert contents(swept.out) | contents(swept.cache) == before
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from probes.capture import capture
 from probes.errors import InputError
 from probes.frozen import FrozenProbe
+from probes.hooks import LAST, POSITIONS, Position
 from probes.models import ChatModel, template_hash, weights_fingerprint
 from probes.provenance import ProbeConfig
 from regularize.critics import Critic
@@ -53,7 +55,7 @@ def freeze(chat: ChatModel, tmp_path: Path) -> Freeze:
     Half of the rows' logits lie above `middle`.
     """
 
-    def make(threshold: float | None = 0.0, middle: float = 0.0) -> Path:
+    def make(threshold: float | None = 0.0, middle: float = 0.0, position: Position = LAST) -> Path:
         probe = FrozenProbe(
             ProbeConfig(
                 base_model=chat.name,
@@ -61,7 +63,7 @@ def freeze(chat: ChatModel, tmp_path: Path) -> Freeze:
                 weights=weights_fingerprint(chat.model),
                 template=template_hash(chat.tokenizer),
                 hook_point="resid_post",
-                position="last input token",
+                position=position,
                 max_length=None,
                 n_layers=3,
                 d_model=32,
@@ -101,6 +103,19 @@ def test_the_probes_risk_is_the_frozen_probes(chat: ChatModel, freeze: Freeze) -
     np.testing.assert_array_equal(ProbeCritic(str(folder)).assess(answered, chat).s, found.s)
     assert not np.allclose(ProbeCritic(str(folder)).assess(ROWS[::-1], chat).s, found.s)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("position", POSITIONS[1:])
+def test_a_probe_of_another_position_reads_the_request_there(
+    position: Position, chat: ChatModel, freeze: Freeze
+) -> None:
+    folder = freeze(position=position)
+    probe = FrozenProbe.from_pretrained(folder)
+    read = capture(chat.model, chat.tokenizer, PROMPTS, position=position, layers=[1])
+    found = ProbeCritic(str(folder)).assess(ROWS, chat)
+    np.testing.assert_allclose(found.s, torch.sigmoid(probe(read)).numpy(), rtol=0, atol=1e-6)
+    elsewhere = capture(chat.model, chat.tokenizer, PROMPTS, layers=[1])
+    assert np.abs(found.s - torch.sigmoid(probe(elsewhere)).numpy()).max() > 0.01
 
 
 def test_flags_are_told_by_the_logit_where_the_probability_is_1(
