@@ -43,8 +43,9 @@ def draw(table: pd.DataFrame) -> Figure:
     columns = list(dict.fromkeys(zip(points["intervention"], points["strength"], strict=True)))
     columns.sort(key=lambda column: (column[0] != "ablate", column[1]))
     most = points.groupby(causal.RUN)["layer"].nunique().max()
-    width = 1.4 + 0.5 * most
-    figure = Figure(figsize=(1.1 + width * len(columns), max(3.1, 1.2 + 1.75 * len(runs))))
+    width = 1.7 + 0.5 * most
+    size = (max(4.6, 1.1 + width * len(columns)), max(3.4, 1.2 + 1.75 * len(runs)))
+    figure = Figure(figsize=size)
     grid = figure.subplots(len(runs), len(columns), squeeze=False)
     for axes, (_, of_run) in zip(grid, runs, strict=True):
         for ax, (intervention, strength) in zip(axes, columns, strict=True):
@@ -77,8 +78,9 @@ def _panel(ax: Axes, points: pd.DataFrame, intervention: str) -> None:
         at = of_target["layer"].map(layers.index) + 0.8 * ((i + 0.5) / len(targets) - 0.5)
         random = of_target["direction"] == "random"
         change = 100 * of_target["change"]
-        ax.plot(at[random] + ASIDE, change[random], color=style.QUIET, marker="_", ls="", ms=6,
-                mew=0.9, alpha=0.8, zorder=2, clip_on=False)  # fmt: skip
+        if random.any():  # a line of no points would lie in the figure's corner
+            ax.plot(at[random] + ASIDE, change[random], color=style.QUIET, marker="_", ls="",
+                    ms=6, mew=0.9, alpha=0.8, zorder=2, clip_on=False)  # fmt: skip
         tested = of_target[~random]
         ax.vlines(at[~random] - ASIDE / 2, 100 * tested["lo"], 100 * tested["hi"], color=colour,
                   lw=1.4, zorder=3)  # fmt: skip
@@ -94,7 +96,8 @@ def _panel(ax: Axes, points: pd.DataFrame, intervention: str) -> None:
     ax.grid(axis="y", lw=0.4, alpha=0.5)
     if len(points):
         ax.text(0.03, 0.98 if sign < 0 else 0.03, _before(points), transform=ax.transAxes,
-                fontsize=7.5, va="top" if sign < 0 else "bottom", color="#444444")  # fmt: skip
+                fontsize=7.5, va="top" if sign < 0 else "bottom", color="#444444",
+                in_layout=False)  # fmt: skip
 
 
 def _signed(points: int) -> str:
@@ -102,7 +105,7 @@ def _signed(points: int) -> str:
 
 
 def _before(points: pd.DataFrame) -> str:
-    return f"unchanged: {100 * points['before'].iloc[0]:.0f} % refused"
+    return f"before: {100 * points['before'].iloc[0]:.0f} % refused"
 
 
 def _handles(points: pd.DataFrame) -> list[Line2D]:

@@ -47,7 +47,7 @@ def draw(table: pd.DataFrame) -> Figure:
     models = dict(list(points.groupby("model", sort=False)))
     figure, axes = style.panels(
         [style.clip(str(model)) for model in models],
-        width=4.2, height=1.5 + 0.4 * len(sets), sharex=True, sharey=True,
+        width=4.2, height=2.4 + 0.4 * len(sets), sharex=True, sharey=True,
     )  # fmt: skip
     asked = points["fpr"].iloc[0]
     for ax, of_model in zip(axes, models.values(), strict=True):
