@@ -33,6 +33,16 @@ class Interval(NamedTuple):
 UNDEFINED = Interval(np.nan, np.nan, np.nan)
 
 
+class Draws(NamedTuple):
+    """AUROCs of several detectors of the same rows, and of draws of groups that they share."""
+
+    estimates: Float[ndarray, "detector"]
+    """NaN where it is undefined."""
+    draws: Float[ndarray, "detector draw"]
+    pairs: int
+    """Independent pairs of a harmful and a harmless group."""
+
+
 class OperatingPoint(NamedTuple):
     """What happens when exactly the scores above a threshold are flagged."""
 
@@ -89,16 +99,34 @@ def auroc_intervals(
     seed: int = 0,
 ) -> list[Interval]:
     """`auroc_interval` of several detectors of the same rows, which share the draws."""
+    found = auroc_draws(labels, scores, groups, fold=fold, seed=seed)
+    return [
+        UNDEFINED if np.isnan(estimate) else _interval(float(estimate), draws, found.pairs)
+        for estimate, draws in zip(found.estimates, found.draws, strict=True)
+    ]
+
+
+def auroc_draws(
+    labels: Int[ndarray, "prompt"],
+    scores: Sequence[Float[ndarray, "prompt"]],
+    groups: Shaped[ndarray, "prompt"],
+    *,
+    fold: Int[ndarray, "prompt"] | None = None,
+    seed: int = 0,
+) -> Draws:
+    """The AUROCs of `auroc_intervals`, and those of the draws that the intervals follow from."""
     fold = np.zeros(len(labels), dtype=np.int64) if fold is None else fold
     defined = [i for i, s in enumerate(scores) if _defined(labels, s, "AUROC")]
     rng = np.random.default_rng(seed)
     draws, estimates, pairs = np.zeros((len(scores), DRAWS)), np.zeros(len(scores)), 0
+    undefined = [i for i in range(len(scores)) if i not in defined]
     parts = np.unique(fold)
     for part in parts if defined else ():
         rows = fold == part
         y = labels[rows]
         if not _defined(y, scores[defined[0]][rows], f"AUROC of fold {part}"):
-            return [UNDEFINED] * len(scores)
+            undefined = list(range(len(scores)))
+            break
         _, group = np.unique(groups[rows], return_inverse=True)
         orders = {i: _order(scores[i][rows]) for i in defined}
         for i in defined:
@@ -108,10 +136,49 @@ def auroc_intervals(
                 drawn = _auroc_in_order(y[order], starts, times[:, group[order]])
                 draws[i, which] += drawn / len(parts)
         pairs += min(len(np.unique(group[y == 0])), len(np.unique(group[y == 1])))
-    return [
-        _interval(float(estimates[i]), draws[i], pairs) if i in defined else UNDEFINED
-        for i in range(len(scores))
-    ]
+    estimates[undefined], draws[undefined] = np.nan, np.nan
+    return Draws(estimates, draws, pairs)
+
+
+def auroc_differences(
+    labels: Int[ndarray, "prompt"],
+    scores: Sequence[Float[ndarray, "prompt"]],
+    against: Sequence[tuple[int, int]],
+    groups: Shaped[ndarray, "prompt"],
+    *,
+    fold: Int[ndarray, "prompt"] | None = None,
+    seed: int = 0,
+) -> list[Interval]:
+    """AUROC(a) - AUROC(b) of detectors of the same rows, with paired 95 % intervals.
+
+    Both are scored on the same draws, as in `auroc_interval`, so that prompts that are hard for
+    both do not widen the interval. It is symmetric about the estimate, within [-1, 1].
+
+    Where neither detector errs, or both on the same rows, the draws hardly differ. But if a harmful
+    and a harmless group are put in order by a and not by b with probability d, then k independent
+    pairs show no such case with probability (1 - d)^k, and the difference is d at most: whatever
+    the draws say, it may be off by as much as makes this probability 2.5 %, in either direction.
+
+    Args:
+        labels: 1 = harmful.
+        scores: Of each detector.
+        against: The differences wanted: a and b by their places in `scores`.
+        groups: As in `auroc_interval`.
+        fold: As in `auroc_interval`.
+        seed: Of the draws.
+    """
+    found = auroc_draws(labels, scores, groups, fold=fold, seed=seed)
+    intervals = []
+    for a, b in against:
+        estimate = float(found.estimates[a] - found.estimates[b])
+        if np.isnan(estimate):
+            intervals.append(UNDEFINED)
+            continue
+        error = float((found.draws[a] - found.draws[b]).std(ddof=1))
+        unseen = 1 - ((1 - LEVEL) / 2) ** (1 / found.pairs)
+        half = max(float(norm.ppf(LEVEL / 2 + 0.5)) * error, unseen)
+        intervals.append(Interval(estimate, max(estimate - half, -1.0), min(estimate + half, 1.0)))
+    return intervals
 
 
 def _interval(estimate: float, draws: Float[ndarray, "draw"], pairs: int) -> Interval:

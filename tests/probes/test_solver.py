@@ -159,9 +159,7 @@ def test_one_class_is_refused():
 def test_one_class_is_refused_whichever_the_column():
     x, labels = torch.ones(3, 1).double(), torch.tensor([[0, 1], [1, 1], [1, 1]]).bool()
     with pytest.raises(ValueError, match="both classes"):
-        solve(
-            design_of(torch.ones(3, 1).double()), labels, torch.ones(3, 2), torch.ones(2).double()
-        )
+        solve(design_of(x), labels, torch.ones(3, 2), torch.ones(2).double())
 
 
 def test_stopping_early_is_said(monkeypatch):
