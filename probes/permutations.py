@@ -1,21 +1,19 @@
 """Shuffles of the labels that keep groups whole, for a null distribution.
 
 A group's labels are given, together with the inner folds that the group lies in, to another group
-of the same outer fold. Features, groups, outer folds and their scalers stay; how many groups of
-each class an outer or inner fold holds stays, too. Within an outer fold
+of the same outer fold: to one of its own size or, where those are fewer than `LEAST` or all of one
+class, of the next sizes, too. Then they are shuffled among the rows of the group, which is to say
+something where it is mixed (both classes, such as twins). A group of one class thus stays one,
+with its own label or another's, or becomes mixed as another was. Features, groups, outer folds and
+their scalers stay. A smaller group takes a sample of the labels, a larger one repeats them.
 
-- groups of one class exchange their label with groups of one class, mixed groups (both classes,
-  such as twins) theirs with mixed groups, and in these the labels are shuffled among the rows;
-- they exchange with groups of their own size or, where those are fewer than `LEAST` or all of one
-  class, of the next sizes, too. A smaller group then takes a sample of the labels, a larger one
-  repeats them.
-
-The null hypothesis is that labels are exchangeable just so: that, given which groups are mixed, the
-features tell nothing of the class. A shuffle then leaves the joint distribution of features, labels
-and folds as it is, and (1 + k) / (1 + N) is a valid p-value for any score of it (Phipson & Smyth
-2010): exactly where groups exchange with groups of their size. Between sizes it takes for granted,
-besides, that a group's size does not go with its class. Rows alone, each a group, are all of a
-size; twins need not exchange at all.
+The null hypothesis is that the labels of groups are exchangeable just so: that the features tell
+nothing of them. A shuffle then leaves the joint distribution of features, labels and folds as it
+is, and (1 + k) / (1 + N) is a valid p-value for any score of it (Phipson & Smyth 2010): exactly
+where groups exchange with groups of their size. Between sizes it takes for granted, besides, that
+a group's size does not go with its class. Rows alone, each a group, are all of a size, and so are
+twins. Rows that share a group may be as alike as they please: they are never exchanged for others
+one by one, which would count each of them as evidence of its own.
 """
 
 import warnings
@@ -106,32 +104,29 @@ def _cells(
     fold: Int64[ndarray, "group"], size: Int64[ndarray, "group"], harmful: Int64[ndarray, "group"]
 ) -> Int64[ndarray, "group"]:
     """The groups that exchange labels share a number."""
-    mixed = (harmful > 0) & (harmful < size)
     cell = np.empty_like(size)
     cells = 0
     for part in np.unique(fold):
-        for kind in (mixed, ~mixed):
-            among = np.flatnonzero(kind & (fold == part))
-            for lengths in _merged(size[among], harmful[among], one_class=kind is not mixed):
-                cell[among[np.isin(size[among], lengths)]] = cells
-                cells += 1
+        among = np.flatnonzero(fold == part)
+        for lengths in _merged(size[among], harmful[among]):
+            cell[among[np.isin(size[among], lengths)]] = cells
+            cells += 1
     return cell
 
 
-def _merged(size: ndarray, harmful: ndarray, *, one_class: bool) -> list[list[int]]:
+def _merged(size: Int64[ndarray, "group"], harmful: Int64[ndarray, "group"]) -> list[list[int]]:
     """Sizes that go together: as few neighbours as are enough."""
     sets: list[list[int]] = [[]]
     for length in np.unique(size).tolist():
         sets[-1].append(length)
         of_set = np.isin(size, sets[-1])
-        both = not one_class or len(np.unique(harmful[of_set] > 0)) == 2
-        if both and of_set.sum() >= LEAST:
+        if 0 < harmful[of_set].sum() < size[of_set].sum() and of_set.sum() >= LEAST:
             sets.append([])
     rest = sets.pop()
-    if sets:
-        sets[-1] += rest
-        return sets
-    return [rest] if rest else []
+    if not sets:
+        return [rest]
+    sets[-1] += rest
+    return sets
 
 
 def _warn(cell: ndarray, size: ndarray, harmful: ndarray, n: int) -> None:
@@ -153,8 +148,8 @@ def _warn(cell: ndarray, size: ndarray, harmful: ndarray, n: int) -> None:
         )
     if kept > HELD * size.sum():
         warnings.warn(
-            f"{kept} of {size.sum()} rows keep their label in every shuffle, since all groups of "
-            "one class in their fold are of that class: the null scores lie above chance",
+            f"{kept} of {size.sum()} rows keep their label in every shuffle, since all groups in "
+            "their fold are of one class: the null scores lie above chance",
             RuntimeWarning,
             stacklevel=3,
         )
