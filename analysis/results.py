@@ -37,6 +37,9 @@ VARIANTS = {
     "risks": ("train_set",),
     "evaluations": ("prompts", "detector"),
     "costs": ("model",),
+    "layers": ("train_set", "hook_point", "position", "seed"),
+    "nested": ("train_set", "hook_point", "position", "seed"),
+    "controls": ("train_set", "hook_point", "position", "seed"),
 }
 """Table -> columns of which a picture shows one value: with several it is drawn several times.
 
