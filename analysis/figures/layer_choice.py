@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from analysis import results, style
 
@@ -53,10 +53,13 @@ def draw(table: pd.DataFrame) -> Figure:
         lower.set_ylim(0, 1)
         lower.set_xlabel("layer (block)")
         lower.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
-        lower.xaxis.set_major_locator(MaxNLocator(9, integer=True))
+        n_layers = int(of_model["layer"].max()) + 1
+        ticks = range(0, n_layers, max(1, -(-n_layers // 8)))
+        lower.set_xticks([*ticks], [str(tick) for tick in ticks])
+        lower.set_xlim(-0.7, n_layers - 0.3)
         if i % columns == 0:
             upper.set_ylabel("AUROC")
-            lower.set_ylabel("best (% of draws)")
+            lower.set_ylabel("best in\n% of draws")
     figure.legend(handles=_handles(), loc="outside lower center", ncols=min(2 * columns, 4))
     return figure
 
@@ -69,16 +72,15 @@ def _curve(ax: Axes, points: pd.DataFrame) -> None:
         ("within", within & ~best, WITHIN, "o", 6),
         ("best", best, WITHIN, "*", 13),
     ):
-        of_kind = points[which]
-        ax.plot(of_kind["layer"], of_kind["auroc"], color=WITHIN, markerfacecolor=colour,
-                marker=marker, ms=size, ls="", label=name, zorder=3, clip_on=False)  # fmt: skip
-    reference = points[best]["auroc"]
-    # Down from the best one: a layer whose bar reaches it is within its error.
-    if len(reference):
-        top = reference.iloc[0]
+        if not which.any():  # nothing drawn outside of the axes would confuse the layout
+            continue
+        ax.plot(points[which]["layer"], points[which]["auroc"], color=WITHIN, marker=marker,
+                markerfacecolor=colour, ms=size, ls="", label=name, zorder=3, clip_on=False)  # fmt: skip
+    # A layer whose error reaches up to the line is within it.
+    for top in points[best]["auroc"]:
         ax.axhline(top, color=WITHIN, lw=0.7, ls=(0, (4, 3)), zorder=1)
-        ax.vlines(points["layer"], points["auroc"], (points["auroc"] + points["error"]).clip(upper=1),
-                  color=WITHIN, lw=1, alpha=0.6, zorder=2)  # fmt: skip
+    reach = (points["auroc"] + points["error"]).clip(upper=1)
+    ax.vlines(points["layer"], points["auroc"], reach, color=WITHIN, lw=1, alpha=0.6, zorder=2)
     low, high = points["auroc"].min(), points["auroc"].max()
     room = max(high - low, 0.02)
     ax.set_ylim(low - 0.1 * room, min(high + 0.12 * room, 1 + 0.05 * room))

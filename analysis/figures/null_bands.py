@@ -44,7 +44,9 @@ def draw(table: pd.DataFrame) -> Figure:
     )  # fmt: skip
     for ax, model in zip(axes, models, strict=True):
         _panel(ax, points[points["model"] == model])
-    axes[0].set_ylim(min(0.4, points["auroc_lo"].min() - 0.02), 1.02)
+    low = min(0.4, points["auroc_lo"].min() - 0.02)
+    axes[0].set_ylim(low, 1 + 0.12 * (1 - low))  # the sentence stands above the curve
+    axes[0].set_yticks([tick / 10 for tick in range(11) if tick / 10 >= low])
     for ax in axes[:: style.IN_A_ROW]:
         ax.set_ylabel("AUROC")
     names = {
@@ -55,17 +57,17 @@ def draw(table: pd.DataFrame) -> Figure:
     for control in style.in_order(points["control"], COLOURS):
         look = "-" if control == SHUFFLED else "--"
         handles.append(Line2D([], [], color=COLOURS[control], ls=look, label=names[control]))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=max(1, round(figure.get_figwidth() / 3))
-    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=3 if len(models) > 1 else 2)
     return figure
 
 
 def in_words(row: pd.Series) -> str:
     """The p-value of the whole procedure, as a sentence."""
-    reached = round(float(row["p_value"]) * (1 + int(row["draws"]))) - 1
-    how_many = "none" if reached == 0 else "all" if reached == row["draws"] else f"{reached}"
-    return f"{how_many} of {row['draws']} shuffles\nreach the probe: p = {row['p_value']:.2g}"
+    draws = int(row["draws"])
+    reached = round(float(row["p_value"]) * (1 + draws)) - 1
+    found = {0: f"no shuffle of {draws} does", 1: f"1 shuffle of {draws} does"}
+    who = found.get(reached, f"{reached} of {draws} shuffles do")
+    return f"p = {row['p_value']:.2g}: {who} as well"
 
 
 def _panel(ax: Axes, points: pd.DataFrame) -> None:
@@ -95,7 +97,7 @@ def _panel(ax: Axes, points: pd.DataFrame) -> None:
         across = blended_transform_factory(ax.transData, ax.transAxes)
         ax.annotate("best layer", (place, 0), xycoords=across, xytext=(0, -5), rotation=90,
                     textcoords="offset points", ha="center", va="top", fontsize=8.5)  # fmt: skip
-        ax.text(0.02, 0.62, in_words(row), transform=ax.transAxes, fontsize=8.5, va="top")
+        ax.text(0.02, 0.99, in_words(row), transform=ax.transAxes, fontsize=8.5, va="top")
     ticks = range(0, n_layers, max(1, -(-n_layers // 8)))
     ax.set_xticks([*ticks], [str(tick) for tick in ticks])
     below = blended_transform_factory(ax.transData, ax.transAxes)

@@ -208,6 +208,8 @@ def test_redraw_writes_three_files_a_figure_and_the_csv_is_what_is_plotted(tmp_p
         "evaluations": frame(synthetic.evaluations(models=("m",), arms=arms)),
         "steps": frame(synthetic.steps(models=("m",), n_steps=20)),
         "costs": frame(synthetic.costs()),
+        "controls": frame(synthetic.controls(models=("m",))),
+        "layers": frame(synthetic.layers(models=("m",))),
     }
     pictures = figures.redraw(one, tmp_path)
     assert [path.name for path in pictures] == [f"{name}.png" for name in figures.names()]
