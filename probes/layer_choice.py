@@ -49,10 +49,10 @@ def layer_choice(
     nested = _nested(logits, fold, picked)
     draws = metrics.auroc_draws(labels, logits, groups, fold=fold, seed=seed)
     best = _argmax(draws.estimates)
-    scored = metrics.auroc_intervals(
+    selected, whole = metrics.auroc_intervals(
         labels, [logits[max(best, 0)], nested], groups, fold=fold, seed=seed
     )
-    return _layers(where, train, draws, best), [_row(where, train, *scored, picked)]
+    return _layers(where, train, draws, best), [_row(where, train, selected, whole, picked)]
 
 
 def _argmax(aurocs: Float64[ndarray, "layer"]) -> int:

@@ -7,6 +7,8 @@ which share of the draws each layer is the best.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -74,8 +76,9 @@ def _curve(ax: Axes, points: pd.DataFrame) -> None:
     ):
         if not which.any():  # nothing drawn outside of the axes would confuse the layout
             continue
-        ax.plot(points[which]["layer"], points[which]["auroc"], color=WITHIN, marker=marker,
-                markerfacecolor=colour, ms=size, ls="", label=name, zorder=3, clip_on=False)  # fmt: skip
+        of_kind = points[which]
+        ax.plot(of_kind["layer"], of_kind["auroc"], color=WITHIN, markerfacecolor=colour,
+                marker=marker, ms=size, ls="", label=name, zorder=3, clip_on=False)  # fmt: skip
     # A layer whose error reaches up to the line is within it.
     for top in points[best]["auroc"]:
         ax.axhline(top, color=WITHIN, lw=0.7, ls=(0, (4, 3)), zorder=1)
@@ -87,7 +90,7 @@ def _curve(ax: Axes, points: pd.DataFrame) -> None:
 
 
 def _handles() -> list[Line2D | Patch]:
-    point = {"color": WITHIN, "ls": ""}
+    point: dict[str, Any] = {"color": WITHIN, "ls": ""}
     return [
         Line2D([], [], marker="*", ms=13, label="chosen", **point),
         Line2D([], [], marker="o", ms=6, label="within one standard error of it", **point),
