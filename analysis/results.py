@@ -53,6 +53,9 @@ VARIANTS = {
     "cosines": ("train_set", "hook_point"),
     "evaluations": ("prompts", "detector"),
     "costs": ("model",),
+    "layers": ("train_set", "hook_point", "position", "seed"),
+    "nested": ("train_set", "hook_point", "position", "seed"),
+    "controls": ("train_set", "hook_point", "position", "seed"),
 }
 """Table -> columns of which a picture shows one value: with several it is drawn several times.
 

@@ -50,7 +50,8 @@ def margins(
         best = max(known, key=lambda floor: floor.aurocs[i].estimate)
         found = metrics.auroc_differences(
             prompts.labels,
-            [(_logits(one, i), _logits(best, i)) for one in readouts],
+            [_logits(one, i) for one in (best, *readouts)],
+            [(k, 0) for k in range(1, len(readouts) + 1)],
             prompts.groups,
             fold=sets.fold if i == 0 else None,
             seed=where.seed,

@@ -33,6 +33,16 @@ class Interval(NamedTuple):
 UNDEFINED = Interval(np.nan, np.nan, np.nan)
 
 
+class Draws(NamedTuple):
+    """AUROCs of several detectors of the same rows, and of draws of groups that they share."""
+
+    estimates: Float[ndarray, "detector"]
+    """NaN where it is undefined."""
+    draws: Float[ndarray, "detector draw"]
+    pairs: int
+    """Independent pairs of a harmful and a harmless group."""
+
+
 class OperatingPoint(NamedTuple):
     """What happens when exactly the scores above a threshold are flagged."""
 
@@ -89,55 +99,11 @@ def auroc_intervals(
     seed: int = 0,
 ) -> list[Interval]:
     """`auroc_interval` of several detectors of the same rows, which share the draws."""
-    drawn = auroc_draws(labels, scores, groups, fold=fold, seed=seed)
+    found = auroc_draws(labels, scores, groups, fold=fold, seed=seed)
     return [
-        _interval(float(estimate), draws, drawn.pairs) if known else UNDEFINED
-        for estimate, draws, known in zip(
-            drawn.estimates, drawn.draws, ~np.isnan(drawn.estimates), strict=True
-        )
+        UNDEFINED if np.isnan(estimate) else _interval(float(estimate), draws, found.pairs)
+        for estimate, draws in zip(found.estimates, found.draws, strict=True)
     ]
-
-
-def auroc_differences(
-    labels: Int[ndarray, "prompt"],
-    pairs: Sequence[tuple[Float[ndarray, "prompt"], Float[ndarray, "prompt"]]],
-    groups: Shaped[ndarray, "prompt"],
-    *,
-    fold: Int[ndarray, "prompt"] | None = None,
-    seed: int = 0,
-) -> list[Interval]:
-    """AUROC(a) - AUROC(b) of pairs of detectors of the same rows, with a paired 95 % interval.
-
-    Both are scored on the same draws of groups, so that what makes some prompts hard for both takes
-    no part. The interval is symmetric about the estimate, within [-1, 1]. Where two detectors agree
-    on all draws it has no width of its own; but of k independent pairs of a harmful and a harmless
-    group none is put in order by one alone with probability (1 - d)^k, d the share of such pairs:
-    no interval ends nearer than the d that this leaves room for.
-    """
-    drawn = auroc_draws(
-        labels, [scores for pair in pairs for scores in pair], groups, fold=fold, seed=seed
-    )
-    found = []
-    for i in range(len(pairs)):
-        estimate = float(drawn.estimates[2 * i] - drawn.estimates[2 * i + 1])
-        if np.isnan(estimate):
-            found.append(UNDEFINED)
-            continue
-        error = float((drawn.draws[2 * i] - drawn.draws[2 * i + 1]).std(ddof=1))
-        room = 1 - ((1 - LEVEL) / 2) ** (1 / drawn.pairs)
-        width = max(float(norm.ppf(LEVEL / 2 + 0.5)) * error, room)
-        found.append(Interval(estimate, max(estimate - width, -1.0), min(estimate + width, 1.0)))
-    return found
-
-
-class Draws(NamedTuple):
-    """AUROC of detectors of the same rows, and what it is on draws of groups that they share."""
-
-    estimates: Float[ndarray, "detector"]
-    """NaN where it is undefined."""
-    draws: Float[ndarray, "detector draw"]
-    pairs: int
-    """Independent pairs of a harmful and a harmless group, at least."""
 
 
 def auroc_draws(
@@ -148,18 +114,19 @@ def auroc_draws(
     fold: Int[ndarray, "prompt"] | None = None,
     seed: int = 0,
 ) -> Draws:
-    """The draws that `auroc_interval` speaks of."""
+    """The AUROCs of `auroc_intervals`, and those of the draws that the intervals follow from."""
     fold = np.zeros(len(labels), dtype=np.int64) if fold is None else fold
     defined = [i for i, s in enumerate(scores) if _defined(labels, s, "AUROC")]
-    undefined = np.full(len(scores), np.nan)
     rng = np.random.default_rng(seed)
     draws, estimates, pairs = np.zeros((len(scores), DRAWS)), np.zeros(len(scores)), 0
+    undefined = [i for i in range(len(scores)) if i not in defined]
     parts = np.unique(fold)
     for part in parts if defined else ():
         rows = fold == part
         y = labels[rows]
         if not _defined(y, scores[defined[0]][rows], f"AUROC of fold {part}"):
-            return Draws(undefined, draws, pairs)
+            undefined = list(range(len(scores)))
+            break
         _, group = np.unique(groups[rows], return_inverse=True)
         orders = {i: _order(scores[i][rows]) for i in defined}
         for i in defined:
@@ -169,8 +136,49 @@ def auroc_draws(
                 drawn = _auroc_in_order(y[order], starts, times[:, group[order]])
                 draws[i, which] += drawn / len(parts)
         pairs += min(len(np.unique(group[y == 0])), len(np.unique(group[y == 1])))
-    known = np.isin(np.arange(len(scores)), defined)
-    return Draws(np.where(known, estimates, np.nan), draws, pairs)
+    estimates[undefined], draws[undefined] = np.nan, np.nan
+    return Draws(estimates, draws, pairs)
+
+
+def auroc_differences(
+    labels: Int[ndarray, "prompt"],
+    scores: Sequence[Float[ndarray, "prompt"]],
+    against: Sequence[tuple[int, int]],
+    groups: Shaped[ndarray, "prompt"],
+    *,
+    fold: Int[ndarray, "prompt"] | None = None,
+    seed: int = 0,
+) -> list[Interval]:
+    """AUROC(a) - AUROC(b) of detectors of the same rows, with paired 95 % intervals.
+
+    Both are scored on the same draws, as in `auroc_interval`, so that prompts that are hard for
+    both do not widen the interval. It is symmetric about the estimate, within [-1, 1].
+
+    Where neither detector errs, or both on the same rows, the draws hardly differ. But if a harmful
+    and a harmless group are put in order by a and not by b with probability d, then k independent
+    pairs show no such case with probability (1 - d)^k, and the difference is d at most: whatever
+    the draws say, it may be off by as much as makes this probability 2.5 %, in either direction.
+
+    Args:
+        labels: 1 = harmful.
+        scores: Of each detector.
+        against: The differences wanted: a and b by their places in `scores`.
+        groups: As in `auroc_interval`.
+        fold: As in `auroc_interval`.
+        seed: Of the draws.
+    """
+    found = auroc_draws(labels, scores, groups, fold=fold, seed=seed)
+    intervals = []
+    for a, b in against:
+        estimate = float(found.estimates[a] - found.estimates[b])
+        if np.isnan(estimate):
+            intervals.append(UNDEFINED)
+            continue
+        error = float((found.draws[a] - found.draws[b]).std(ddof=1))
+        unseen = 1 - ((1 - LEVEL) / 2) ** (1 / found.pairs)
+        half = max(float(norm.ppf(LEVEL / 2 + 0.5)) * error, unseen)
+        intervals.append(Interval(estimate, max(estimate - half, -1.0), min(estimate + half, 1.0)))
+    return intervals
 
 
 def _interval(estimate: float, draws: Float[ndarray, "draw"], pairs: int) -> Interval:

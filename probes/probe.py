@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from numpy import ndarray
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from probes.errors import InputError
 from probes.features import MEMORY, Features, Layers, Pooling, Stacked, pieces
 from probes.folds import Folds
-from probes.solver import Design, solve
+from probes.metrics import auroc
+from probes.tuning import Tuned, tune
 
 __all__ = ["CrossValidated", "Folds", "Layers", "LinearReadout", "Stacked", "cross_validate", "fit"]
 
@@ -86,6 +86,9 @@ class CrossValidated(NamedTuple):
     fold: Int64[ndarray, "prompt"]
     C: Float64[ndarray, "fold"]
     """Chosen in each training split; NaN for class means."""
+    inner: Float64[ndarray, "fold"] | None = None
+    """AUROC at that C on each training split's own inner folds, none of which saw the rows that
+    it is scored on; None for class means, which choose nothing."""
 
 
 def cross_validate(
@@ -104,12 +107,18 @@ def cross_validate(
     """
     rows = _rows(acts, labels, folds, readout, layers, memory)
     logits, chosen = np.empty(len(labels)), np.full(folds.n, np.nan)
+    inner = np.full(folds.n, np.nan)
     for split in range(folds.n):
-        probe = _fit(rows, split, Cs)
+        probe, tuned = _fit(rows, split, Cs)
         test = folds.fold == split
         logits[test] = probe._on(rows.source, rows.columns)[test]
-        chosen[split] = np.nan if probe.C is None else probe.C
-    return CrossValidated(logits, folds.fold, chosen)
+        if tuned is not None:
+            train = folds.train(split)
+            chosen[split] = probe.C
+            inner[split] = _inner_auroc(
+                labels[train], tuned.logits[:, 0].numpy(), folds.inner[split, train]
+            )
+    return CrossValidated(logits, folds.fold, chosen, None if readout == "class-mean" else inner)
 
 
 def fit(
@@ -137,7 +146,7 @@ def fit(
         InputError: Rows, labels and folds do not belong together, or the layers do not exist or
             are not as many as the readout takes.
     """
-    return _fit(_rows(acts, labels, folds, readout, layers, memory), folds.n, Cs)
+    return _fit(_rows(acts, labels, folds, readout, layers, memory), folds.n, Cs)[0]
 
 
 class _Rows(NamedTuple):
@@ -167,46 +176,31 @@ def _rows(
             f"activations of {source.n_prompts} prompts, {len(labels)} labels and folds of "
             f"{len(folds.fold)} rows do not belong together"
         )
-    if 4 * source.n_prompts * len(columns) * source.d_model <= memory:  # read once, not each pass
-        source, columns = _held(source, columns), range(len(columns))
+    source, columns = held(source, columns, memory)
     kept = () if readout == "embedding" else tuple(layers)
     return _Rows(source, columns, labels, folds, readout, kept, memory)
 
 
-def _fit(rows: _Rows, split: int, Cs: Sequence[float]) -> LinearReadout:
+def _fit(rows: _Rows, split: int, Cs: Sequence[float]) -> tuple[LinearReadout, Tuned | None]:
     train = rows.folds.train(split)
     pooling: Pooling = "mean" if rows.readout == "pooled-mean" else "concat"
     features = Features.of(rows.source, rows.columns, train, pooling)
     y = torch.from_numpy(rows.labels[train])
     if rows.readout == "class-mean":
         raw, offset = features.fold(*_class_means(features, y))
-        return LinearReadout(rows.readout, rows.layers, raw, offset, None)
+        return LinearReadout(rows.readout, rows.layers, raw, offset, None), None
     rotated = features.design(rows.memory)
     inner = torch.from_numpy(rows.folds.inner[split, train])
-    C, weight, bias = _solve(rotated.design, y, inner, sorted(Cs))
-    raw, offset = features.fold(rotated.weight(weight)[:, 0], bias)
-    return LinearReadout(rows.readout, rows.layers, raw, offset, C)
+    tuned = tune(rotated.design, y[:, None].bool(), inner[:, None], Cs)
+    raw, offset = features.fold(rotated.weight(tuned.weight)[:, 0], float(tuned.bias))
+    return LinearReadout(rows.readout, rows.layers, raw, offset, float(tuned.C)), tuned
 
 
-def _solve(
-    design: Design, y: Int64[Tensor, "row"], inner: Int64[Tensor, "row"], Cs: Sequence[float]
-) -> tuple[float, Float64[Tensor, "feature 1"], float]:
-    """The C of least mean log-loss on the inner folds, the smallest of equals; its fit on all rows.
-
-    For each C, all rows go along as the training rows of one fold more, which tests none: where
-    features are streamed, it is the passes over them that cost.
-    """
-    n = int(inner.max()) + 1
-    test = inner[:, None] == torch.arange(n + 1).repeat_interleave(len(Cs))
-    C = torch.tensor(Cs, dtype=torch.float64)
-    fits = solve(design, y, ~test, C.repeat(n + 1))
-    loss = torch.zeros(len(fits.bias), dtype=torch.float64)
-    for rows, z in design.blocks():
-        logits = z @ fits.weight + fits.bias
-        loss += (test[rows] * (softplus(logits) - y[rows, None] * logits)).sum(0)
-    best = int(loss.reshape(n + 1, -1).sum(0).argmin())
-    chosen = n * len(Cs) + best
-    return float(C[best]), fits.weight[:, chosen : chosen + 1], float(fits.bias[chosen])
+def _inner_auroc(labels: ndarray, logits: ndarray, inner: ndarray) -> float:
+    """Mean over the inner folds that hold both classes; NaN if there is none."""
+    parts = [inner == i for i in np.unique(inner)]
+    found = [auroc(labels[p], logits[p]) for p in parts if len(np.unique(labels[p])) == 2]
+    return float(np.mean(found)) if found else float("nan")
 
 
 def _class_means(
@@ -237,13 +231,24 @@ def _source(acts: Layers, readout: Readout, layers: Sequence[int]) -> tuple[Laye
     return acts, layers
 
 
-def _held(source: Layers, layers: Sequence[int]) -> Stacked:
-    held = torch.empty(0)
+def held(
+    source: Layers, layers: Sequence[int], memory: int = MEMORY
+) -> tuple[Layers, Sequence[int]]:
+    """Some layers in memory if they fit, to be read once and not at each pass; and their numbers.
+
+    Args:
+        source: Activations.
+        layers: Which.
+        memory: Bytes; where the layers take more, they are left where they are.
+    """
+    if 4 * source.n_prompts * len(layers) * source.d_model > memory:
+        return source, layers
+    acts = torch.empty(0)
     for rows, block in source.blocks(layers):
         if rows.start == 0:
-            held = block.new_empty((source.n_prompts, *block.shape[1:]))
-        held[rows] = block
-    return Stacked(held)
+            acts = block.new_empty((source.n_prompts, *block.shape[1:]))
+        acts[rows] = block
+    return Stacked(acts), range(len(layers))
 
 
 class _OneLayer(NamedTuple):

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 
-from analysis.evidence_rows import CausalRow
+from analysis.evidence_rows import CausalRow, ControlRow, LayerRow
 from analysis.results import CostRow, EvaluationRow, RiskRow, ScoreRow, StepRow
 
 HELD_OUT = (
@@ -290,4 +290,65 @@ def causal(
                         rows.append(
                             row(model, label, value=incoherent, metric="incoherent", **given)
                         )
+    return rows
+
+
+def controls(models=MODELS, n_layers=6, train_set="miniature:train", seed=0) -> list[ControlRow]:
+    """Null bands around chance, of the best layer a little above; the probe's curve beyond them."""
+    rng = np.random.default_rng(4)
+    rows = []
+    for model in models:
+        depth = np.linspace(0, 1, n_layers)
+        curve = 0.52 + 0.46 * (1 - np.exp(-4 * depth))
+        bands = [("permuted-labels", i, 0.5, 0.04, a) for i, a in enumerate(curve)]
+        bands += [("permuted-labels", -1, 0.53, 0.03, curve.max())]
+        bands += [("random-direction", i, 0.5 + 0.15 * (a - 0.5), 0.12, a)
+                  for i, a in enumerate(curve)]  # fmt: skip
+        for control, layer, mean, half, observed in bands:
+            middle = float(mean + 0.004 * rng.standard_normal())
+            rows.append(
+                ControlRow(
+                    model=model,
+                    hook_point="resid_post",
+                    position="last-input-token",
+                    train_set=train_set,
+                    layer=layer,
+                    control=control,
+                    draws=100,
+                    auroc=middle,
+                    auroc_lo=middle - half,
+                    auroc_hi=middle + half,
+                    observed=float(observed),
+                    p_value=1 / 101 if observed > mean + half else 30 / 101,
+                    seed=seed,
+                )
+            )
+    return rows
+
+
+def layers(models=MODELS, n_layers=6, train_set="miniature:train", seed=0) -> list[LayerRow]:
+    """A curve with its top at the third layer from the end, one neighbour as good as it."""
+    rows = []
+    for model in models:
+        aurocs = 0.98 - 0.03 * np.abs(np.arange(n_layers) - (n_layers - 3)) ** 1.2
+        best = int(aurocs.argmax())
+        aurocs[max(best - 1, 0)] = aurocs[best] - 0.002 * (best > 0)
+        chosen = np.exp(-(aurocs[best] - aurocs) / 0.006)
+        for layer, auroc in enumerate(aurocs):
+            error = 0.0 if layer == best else 0.008
+            rows.append(
+                LayerRow(
+                    model=model,
+                    hook_point="resid_post",
+                    position="last-input-token",
+                    train_set=train_set,
+                    layer=layer,
+                    auroc=float(auroc),
+                    error=error,
+                    chosen=float(chosen[layer] / chosen.sum()),
+                    within_one_error=bool(layer == best or aurocs[best] - auroc < error),
+                    best=layer == best,
+                    seed=seed,
+                )
+            )
     return rows

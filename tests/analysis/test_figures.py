@@ -212,6 +212,8 @@ def test_redraw_writes_three_files_a_figure_and_the_csv_is_what_is_plotted(tmp_p
         "reliability": frame(synthetic_evidence.reliability(MODELS[:1])),
         "drift": frame(synthetic_evidence.drift()),
         "causal": frame(synthetic.causal()),
+        "controls": frame(synthetic.controls(models=("m",))),
+        "layers": frame(synthetic.layers(models=("m",))),
     }
     pictures = figures.redraw(one, tmp_path)
     # One position is nothing to draw for what shows several together.

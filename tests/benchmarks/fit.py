@@ -15,48 +15,78 @@ from tests.benchmarks.interleave import Case
 N, FOLDS, CS = 1600, 5, (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 TOLERANCE = 1e-6
 """Of scikit-learn's lbfgs: about where its probabilities are within 1e-3 of the optimum."""
+PERMUTATIONS, SAMPLED = 100, 2
+"""Shuffles of the labels, and those of them that scikit-learn fits and that are compared."""
+LOGITS = 1e-3
+"""Error of a logit allowed with shuffled labels: of a probability, a quarter of it."""
+
+
+class _Data:
+    """Features, labels and folds of one width."""
+
+    def __init__(self, width: int) -> None:
+        rng = np.random.default_rng(0)
+        # Correlated features with a power-law spectrum, as activations have.
+        X = rng.standard_normal((N, width)) * np.arange(1, width + 1) ** -0.7
+        X = X @ rng.standard_normal((width, width))
+        self.X = (X - X.mean(0)) / X.std(0)
+        signal = self.X @ rng.standard_normal(width)
+        self.y = signal / signal.std() + rng.standard_normal(N) > 0
+        self.fold = rng.permutation(N) % FOLDS
+        self.shuffled = np.stack([rng.permutation(self.y) for _ in range(PERMUTATIONS)], axis=1)
+
+    def ours(self, labels: np.ndarray, compared: int, **options: float) -> np.ndarray:
+        """Probabilities for the first `compared` vectors of labels, after solving for all."""
+        acts = Stacked(torch.from_numpy(self.X)[:, None])
+        rotated = Features.of(acts, [0], np.ones(N, dtype=bool), "concat").design()
+        vectors = labels.shape[1]
+        column = np.tile(np.repeat(np.arange(FOLDS), len(CS)), vectors)
+        y = torch.from_numpy(labels)
+        fits = solve(
+            rotated.design,
+            y[:, 0].long() if vectors == 1 else y.repeat_interleave(FOLDS * len(CS), dim=1),
+            torch.from_numpy(self.fold[:, None] != column),
+            torch.tensor(CS, dtype=torch.float64).repeat(FOLDS * vectors),
+            **options,
+        )
+        weight = rotated.weight(fits.weight[:, : compared * FOLDS * len(CS)])
+        logits = torch.from_numpy(self.X) @ weight + fits.bias[: weight.shape[1]]
+        return torch.sigmoid(logits).numpy()
+
+    def theirs(self, labels: np.ndarray) -> np.ndarray:
+        """Fit by fit, each C from the solution of the one before."""
+        out = []
+        for y in labels.T:
+            for i in range(FOLDS):
+                model = LogisticRegression(tol=TOLERANCE, max_iter=10_000, warm_start=True)
+                for C in CS:
+                    model.set_params(C=C).fit(self.X[self.fold != i], y[self.fold != i])
+                    out.append(model.predict_proba(self.X)[:, 1])
+        return np.stack(out, axis=1)
 
 
 def cases() -> Iterator[Case]:
-    """5 folds x 5 C at the widths of a small and of a 3B model."""
+    """5 folds x 5 C at the widths of a small and of a 3B model; the small one shuffled, too."""
     for width in (512, 3072):
-        yield _case(width)
+        yield _one(_Data(width))
+    yield _shuffled(_Data(512))
 
 
-def _case(width: int) -> Case:
-    rng = np.random.default_rng(0)
-    # Correlated features with a power-law spectrum, as activations have.
-    X = rng.standard_normal((N, width)) * np.arange(1, width + 1) ** -0.7
-    X = X @ rng.standard_normal((width, width))
-    X = (X - X.mean(0)) / X.std(0)
-    signal = X @ rng.standard_normal(width)
-    y = (signal / signal.std() + rng.standard_normal(N) > 0).astype(np.int64)
-    fold = rng.permutation(N) % FOLDS
-    column = np.repeat(np.arange(FOLDS), len(CS))
-    acts = Stacked(torch.from_numpy(X)[:, None])
-
-    def ours() -> np.ndarray:
-        features = Features.of(acts, [0], np.ones(N, dtype=bool), "concat")
-        rotated = features.design()
-        fits = solve(
-            rotated.design,
-            torch.from_numpy(y),
-            torch.from_numpy((fold[:, None] != column).astype(np.float64)),
-            torch.tensor(CS, dtype=torch.float64).repeat(FOLDS),
-        )
-        logits = torch.from_numpy(X) @ rotated.weight(fits.weight) + fits.bias
-        return torch.sigmoid(logits).numpy()
-
-    def theirs() -> np.ndarray:
-        out = np.empty((N, FOLDS * len(CS)))
-        for i in range(FOLDS):
-            model = LogisticRegression(tol=TOLERANCE, max_iter=10_000, warm_start=True)
-            for j, C in enumerate(CS):
-                model.set_params(C=C).fit(X[fold != i], y[fold != i])
-                out[:, i * len(CS) + j] = model.predict_proba(X)[:, 1]
-        return out
-
+def _one(data: _Data) -> Case:
+    labels = data.y[:, None]
     return Case(
-        "fit", f"{N} rows of {width}, {FOLDS} folds x {len(CS)} C", "scikit-learn, warm path",
-        ours, theirs,
+        "fit", f"{N} rows of {data.X.shape[1]}, {FOLDS} folds x {len(CS)} C",
+        "scikit-learn, warm path", lambda: data.ours(labels, 1), lambda: data.theirs(labels),
+    )  # fmt: skip
+
+
+def _shuffled(data: _Data) -> Case:
+    """Scikit-learn's whole would take minutes a round: it does a part, and its time is scaled."""
+    return Case(
+        "fit", f"{N} rows of {data.X.shape[1]}, {FOLDS} folds x {len(CS)} C, "
+        f"{PERMUTATIONS} shuffles of the labels",
+        f"scikit-learn, warm path; {SAMPLED} shuffles timed",
+        lambda: data.ours(data.shuffled, SAMPLED, tolerance=LOGITS),
+        lambda: data.theirs(data.shuffled[:, :SAMPLED]),
+        share=SAMPLED / PERMUTATIONS,
     )  # fmt: skip

@@ -20,6 +20,8 @@ class Case(NamedTuple):
     theirs: Callable[[], np.ndarray]
     parity: Callable[[], float] | None = None
     """Largest difference, where the two jobs are not the same: of what they have in common."""
+    share: float = 1.0
+    """Of the job, where the baseline does a part only: its time is that of the part over this."""
 
 
 class Ratio(NamedTuple):
@@ -38,6 +40,6 @@ def measure(case: Case, *, rounds: int) -> Ratio:
     if case.parity is not None:
         parity = case.parity()
     times = interleave.seconds({"ours": case.ours, "theirs": case.theirs}, rounds=rounds)
-    ratios = np.divide(times["ours"], times["theirs"])
+    ratios = case.share * np.divide(times["ours"], times["theirs"])
     lo, median, hi = np.quantile(ratios, [0.25, 0.5, 0.75])
     return Ratio(float(median), float(lo), float(hi), parity)

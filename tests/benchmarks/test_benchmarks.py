@@ -11,8 +11,8 @@ import torch
 
 from probes.errors import InputError
 from regularize import memory
+from tests.benchmarks import fit, step
 from tests.benchmarks import memory as of_cases
-from tests.benchmarks import step
 from tests.benchmarks.interleave import Case, measure
 
 
@@ -31,6 +31,22 @@ def test_the_ratio_is_ours_over_the_baselines() -> None:
 def test_jobs_that_differ_by_intent_are_compared_in_what_they_share() -> None:
     jobs = (partial(sleeps, 0.001), partial(sleeps, 0.001, 9.0))
     assert measure(Case("bench", "case", "baseline", *jobs, lambda: 0.5), rounds=1).parity == 0.5
+
+
+def test_a_baseline_that_does_a_part_is_given_the_time_of_the_whole() -> None:
+    jobs = (partial(sleeps, 0.02), partial(sleeps, 0.01))
+    case = Case("bench", "case", "baseline", *jobs, share=0.1)
+    assert 0.1 < measure(case, rounds=3).median < 0.4
+
+
+def test_the_fits_agree(monkeypatch) -> None:
+    """With scikit-learn's, the shuffled ones too; and other shuffles are other fits."""
+    monkeypatch.setattr(fit, "N", 200)
+    monkeypatch.setattr(fit, "PERMUTATIONS", 4)
+    data = fit._Data(20)
+    for case in (fit._one(data), fit._shuffled(data)):
+        assert np.abs(case.ours() - case.theirs()).max() < 1e-3
+    assert np.abs(data.theirs(data.shuffled[:, 2:]) - case.ours()).max() > 0.1
 
 
 MB = 2**20 // 4

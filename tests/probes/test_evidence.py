@@ -74,7 +74,7 @@ def test_a_paired_interval_covers_and_is_narrower_than_two_apart() -> None:
     truth = metrics.auroc(labels, a) - metrics.auroc(labels, b)
     for seed in range(100):
         labels, a, b = drawn(150)
-        (found,) = metrics.auroc_differences(labels, [(a, b)], np.arange(150), seed=seed)
+        (found,) = metrics.auroc_differences(labels, [a, b], [(0, 1)], np.arange(150), seed=seed)
         covered += found.lo <= truth <= found.hi
         apart = [metrics.auroc_interval(labels, s, np.arange(150), seed=seed) for s in (a, b)]
         widths.append((found.hi - found.lo) / (sum(one.hi - one.lo for one in apart)))
@@ -87,11 +87,15 @@ def test_two_that_agree_on_everything_differ_by_nothing_but_what_few_prompts_lea
 ):
     labels = np.arange(40) % 2
     groups = np.arange(40)
-    (found,) = metrics.auroc_differences(labels, [(labels * 1.0, labels * 2.0)], groups)
+    (found,) = metrics.auroc_differences(labels, [labels * 1.0, labels * 2.0], [(0, 1)], groups)
     assert found.estimate == 0 and -found.lo == found.hi == pytest.approx(1 - 0.025 ** (1 / 20))
-    (wider,) = metrics.auroc_differences(labels[:10], [(labels[:10] * 1.0,) * 2], groups[:10])
+    (wider,) = metrics.auroc_differences(
+        labels[:10], [labels[:10] * 1.0] * 2, [(0, 1)], groups[:10]
+    )
     assert wider.hi > found.hi
-    (undefined,) = metrics.auroc_differences(labels, [(np.full(40, np.nan), labels * 1.0)], groups)
+    (undefined,) = metrics.auroc_differences(
+        labels, [np.full(40, np.nan), labels * 1.0], [(0, 1)], groups
+    )
     assert np.isnan(undefined.estimate)
 
 

@@ -285,3 +285,97 @@ def test_the_bootstrap_holds_no_table_of_all_draws(monkeypatch):
     assert grown < 2500 * 400, "bytes: some numbers a prompt, at most 400 bytes"
     monkeypatch.setattr(metrics, "TABLE", 10**9)
     assert peak(3000) - peak(500) > 2500 * 8 * 200, "the control: one table"
+
+
+def pairs_of_detectors(
+    rng: np.random.Generator, n: int, shifts: tuple[float, float], shared: float
+):
+    """Two binormal detectors of the same rows, whose errors are correlated."""
+    labels = np.arange(n) % 2
+    common = rng.normal(size=n)
+    own = rng.normal(size=(2, n))
+    noise = shared**0.5 * common + (1 - shared) ** 0.5 * own
+    return labels, [shift * labels + part for shift, part in zip(shifts, noise, strict=True)]
+
+
+@pytest.mark.parametrize("shifts", [(1.0, 1.0), (2.0, 1.0), (3.5, 2.5)])
+def test_intervals_of_differences_cover(shifts, monkeypatch):
+    monkeypatch.setattr(metrics, "DRAWS", 200)
+    n, rng = 40 if shifts[0] > 3 else 120, np.random.default_rng(0)
+    truth = norm.cdf(shifts[0] / 2**0.5) - norm.cdf(shifts[1] / 2**0.5)
+    hits, bare, widths = 0, 0, []
+    for _ in range(200):
+        labels, scores = pairs_of_detectors(rng, n, shifts, 0.7)
+        (found,) = metrics.auroc_differences(labels, scores, [(0, 1)], np.arange(n))
+        hits += found.lo <= truth <= found.hi
+        draws = metrics.auroc_draws(labels, scores, np.arange(n)).draws
+        bare += abs(found.estimate - truth) <= 1.96 * (draws[0] - draws[1]).std(ddof=1)
+        widths.append((found.hi - found.lo) / (2 * 1.96 * draws.var(1, ddof=1).sum() ** 0.5))
+    assert hits >= 182
+    if shifts[0] > 3:
+        assert bare < 182, "the control: near 1 the draws alone are too sure"
+    else:
+        assert np.mean(widths) < 0.85, "narrower than of detectors that are scored on other rows"
+
+
+def test_without_groups_intervals_of_differences_are_too_narrow(monkeypatch):
+    monkeypatch.setattr(metrics, "DRAWS", 200)
+    rng, hits = np.random.default_rng(1), {"groups": 0, "rows": 0}
+    for _ in range(150):
+        y, a, g = simulated(rng, 40, 4, 0.8, 1.0)
+        _, b, _ = simulated(rng, 40, 4, 0.8, 1.0)
+        for name, groups in (("groups", g), ("rows", np.arange(len(y)))):
+            (found,) = metrics.auroc_differences(y, [a, b], [(0, 1)], groups)
+            hits[name] += found.lo <= 0 <= found.hi
+    assert hits["groups"] >= 135
+    assert hits["rows"] < 130, "the control: too narrow"
+
+
+def test_two_perfect_detectors_may_differ_by_what_so_few_pairs_leave_open(monkeypatch):
+    """Rare errors of one detector alone: none is seen in the sample, and yet the interval covers.
+
+    k pairs, each put in order by a always and by b with probability 1 - d: 2.5 % of samples show
+    none of b's errors where d = 1 - .025^(1/k), which is where the interval ends.
+    """
+    for n in (10, 60):
+        labels = np.arange(2 * n) % 2
+        perfect = labels.astype(float)
+        (found,) = metrics.auroc_differences(
+            labels, [perfect, 2 * perfect], [(0, 1)], np.arange(2 * n)
+        )
+        assert found.estimate == 0
+        assert found.hi == -found.lo == pytest.approx(1 - 0.025 ** (1 / n))
+    monkeypatch.setattr(metrics, "DRAWS", 50)
+    rng, missed, bare, k = np.random.default_rng(2), 0, 0, 20
+    d = 1 - 0.025 ** (1 / k)
+    for _ in range(300):
+        labels = np.repeat([0, 1], k)
+        a, b = labels.astype(float), labels.astype(float)
+        b[k:] = np.where(rng.random(k) < d, -1.0, 1.0)  # below all harmless ones
+        (found,) = metrics.auroc_differences(labels, [a, b], [(0, 1)], np.arange(2 * k))
+        missed += not found.lo <= d <= found.hi
+        draws = metrics.auroc_draws(labels, [a, b], np.arange(2 * k)).draws
+        bare += abs(found.estimate - d) > 1.96 * (draws[0] - draws[1]).std(ddof=1)
+    assert missed <= 0.06 * 300
+    assert bare > missed, "the control"
+
+
+def test_differences_are_symmetric_signed_and_clipped():
+    rng = np.random.default_rng(3)
+    labels, fold = np.arange(60) % 2, np.arange(60) // 2 % 3
+    good, poor = labels + 0.8 * rng.normal(size=60), rng.normal(size=60)
+    undefined = np.full(60, np.nan)
+    scores = [good, poor, undefined, labels * 1.0, -1.0 * labels]
+    with pytest.warns(RuntimeWarning, match="60 NaN"):
+        found = metrics.auroc_differences(
+            labels, scores, [(0, 1), (1, 0), (0, 0), (0, 2), (3, 4)], np.arange(60), fold=fold
+        )
+    forth, back, itself, nothing, most = found
+    each = metrics.auroc_intervals(labels, [good, poor], np.arange(60), fold=fold)
+    assert forth.estimate == pytest.approx(each[0].estimate - each[1].estimate)
+    assert forth.hi - forth.estimate == pytest.approx(forth.estimate - forth.lo)
+    np.testing.assert_allclose([back.estimate, back.hi, back.lo], -np.array([*forth]), atol=1e-12)
+    assert itself.estimate == 0
+    assert np.isnan(nothing).all()
+    assert most.estimate == most.hi == 1
+    assert most.lo < 1

@@ -171,17 +171,17 @@ def test_C_is_chosen_without_the_scored_rows():
     split = 0
     test = data.folds.fold == split
     rows = probe_module._rows(data.acts, data.labels, data.folds, "layer", [1], 2**28)
-    before = probe_module._fit(rows, split, kwargs["Cs"])
+    before = probe_module._fit(rows, split, kwargs["Cs"])[0]
     labels, x = data.labels.copy(), data.acts.activations.clone()
     labels[test] = 1 - labels[test]
     x[torch.from_numpy(test)] *= 100
     changed = probe_module._rows(Stacked(x), labels, data.folds, "layer", [1], 2**28)
-    after = probe_module._fit(changed, split, kwargs["Cs"])
+    after = probe_module._fit(changed, split, kwargs["Cs"])[0]
     torch.testing.assert_close(before.weight, after.weight, atol=0, rtol=0)
     assert (before.bias, before.C) == (after.bias, after.C)
     # The control: a fold that does train on those rows is another probe now.
-    other = probe_module._fit(changed, 1, kwargs["Cs"])
-    assert not torch.equal(other.weight, probe_module._fit(rows, 1, kwargs["Cs"]).weight)
+    other = probe_module._fit(changed, 1, kwargs["Cs"])[0]
+    assert not torch.equal(other.weight, probe_module._fit(rows, 1, kwargs["Cs"])[0].weight)
 
 
 def test_choosing_on_the_scored_rows_would_flatter():

@@ -69,6 +69,64 @@ def test_columns_are_the_fits_one_by_one():
         np.testing.assert_allclose(found[:, k], oracle(x, y, C, counts[:, k].numpy()), atol=1e-5)
 
 
+def many(n: int = 90, d: int = 7, vectors: int = 6):
+    """Label vectors, folds and Cs of many columns over one design."""
+    x, y = data(n, d, 0.7)
+    rng = np.random.default_rng(2)
+    labels = np.stack([rng.permutation(y.numpy()) for _ in range(vectors)], 1).astype(bool)
+    labels[:, 0] = y.numpy()
+    C = torch.tensor([1e-3, 0.1, 10.0]).double()
+    counts = torch.from_numpy(rng.random((n, 3 * vectors)) < 0.8)
+    columns = torch.from_numpy(labels).repeat_interleave(3, dim=1)
+    return x, columns, counts, C.repeat(vectors)
+
+
+def test_many_labels_are_sklearns_and_the_fits_one_by_one():
+    x, labels, counts, C = many()
+    found = solve(design_of(x), labels, counts, C)
+    logits = (x @ found.weight + found.bias).numpy()
+    for k in range(len(C)):
+        y, m = labels[:, k].long(), counts[:, k : k + 1]
+        alone = solve(design_of(x), y, m, C[k : k + 1])
+        alone_logits = (x @ alone.weight + alone.bias)[:, 0].numpy()
+        np.testing.assert_allclose(logits[:, k], alone_logits, atol=2 * solver.LOGIT_TOLERANCE)
+        wanted = oracle(x, y, float(C[k]), m[:, 0].double().numpy())
+        np.testing.assert_allclose(expit(logits[:, k]), wanted, atol=1e-5)
+    # The control: one vector of labels for all columns is another answer.
+    shared = solve(design_of(x), labels[:, 0].long(), counts, C)
+    assert np.abs((x @ shared.weight + shared.bias).numpy() - logits).max() > 0.1
+
+
+def test_how_many_columns_go_together_changes_nothing(monkeypatch):
+    x, labels, counts, C = many()
+    whole = solve(design_of(x), labels, counts, C)
+    groups, original = [], solver._minimised
+    monkeypatch.setattr(
+        solver, "_minimised", lambda p, *rest: (groups.append(p.C), original(p, *rest))[1]
+    )
+    for at_once, held, table, kept in ((4, 1, 2**16, 0.8), (1, 1, 5, 1.0), (1, 20_000, 50, 0.0)):
+        groups.clear()
+        monkeypatch.setattr(solver, "AT_ONCE", at_once)
+        monkeypatch.setattr(solver, "HELD", held)
+        monkeypatch.setattr(solver, "TABLE", table)
+        monkeypatch.setattr(solver, "KEPT", kept)
+        parts = solve(design_of(x), labels, counts, C)
+        assert len(groups) > 1
+        assert torch.equal(torch.cat(groups), C.sort().values)
+        for one, other in zip(parts, whole, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
+def test_no_logit_is_further_off_than_allowed(tolerance):
+    x, labels, counts, C = many(200, 60)
+    near, exact = (
+        solve(design_of(x), labels, counts, C, tolerance=allowed) for allowed in (tolerance, 1e-9)
+    )
+    off = x @ (near.weight - exact.weight) + near.bias - exact.bias
+    assert 0 < float(off.abs().max()) < tolerance
+
+
 def test_collinear_and_constant_features():
     x, y = data(80, 4, 0.5)
     x = torch.cat([x, x[:, :2], torch.zeros(80, 1)], dim=1)
@@ -96,6 +154,12 @@ def test_no_features_leaves_the_intercept():
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match="both classes"):
         fitted(torch.ones(3, 1).double(), torch.ones(3).long(), [1.0])
+
+
+def test_one_class_is_refused_whichever_the_column():
+    x, labels = torch.ones(3, 1).double(), torch.tensor([[0, 1], [1, 1], [1, 1]]).bool()
+    with pytest.raises(ValueError, match="both classes"):
+        solve(design_of(x), labels, torch.ones(3, 2), torch.ones(2).double())
 
 
 def test_stopping_early_is_said(monkeypatch):
