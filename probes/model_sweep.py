@@ -22,14 +22,17 @@ from rich.markup import escape
 from safetensors.torch import load_file, save
 
 from analysis import results
+from analysis.results import ControlRow
 from analysis.tables import best_layer
 from probes import evidence, joined, models, scoring
 from probes.backends import open_backend
 from probes.cache import ActivationCache
+from probes.controls import controls
 from probes.cosines import cosine_rows
 from probes.errors import InputError
 from probes.frozen import FrozenProbe
 from probes.hooks import LAST, Position
+from probes.layer_choice import layer_choice
 from probes.manifest import Manifest, cache_folder, slug, versions_of
 from probes.models import ChatModel
 from probes.prompts import PromptSet
@@ -53,10 +56,11 @@ LEAST_HELD = 2**24
 
 
 TABLES = (
-    "scores", "risks", "margins", "operating", "calibration", "reliability",
+    "scores", "risks", "margins", "operating", "calibration", "reliability", "layers", "nested",
+    "controls",
 )  # fmt: skip
 """What a train set gives."""
-BY_POSITION = ("scores", "margins")
+BY_POSITION = ("scores", "margins", "layers", "nested", "controls")
 """Tables that tell positions apart; the others are of the first one alone."""
 
 
@@ -195,9 +199,11 @@ def _on_train_set(
             train, unseen, folds=config.folds, seed=config.seed, progress=True
         )
     where = Where(spec, config.hook_point, manifest.position, config.seed)
+    memory = _memory(manifest)
+    captured = Captured(train, joined.activations(task.parts, caches))
     swept = scoring.sweep(
         where,
-        Captured(train, joined.activations(task.parts, caches)),
+        captured,
         [
             HeldOut(scored, caches[scored.name], keep)
             for scored, keep in zip(unseen, task.keep, strict=True)
@@ -205,7 +211,7 @@ def _on_train_set(
         words[train.name],
         folds=config.folds,
         Cs=config.C,
-        memory=_memory(manifest),
+        memory=memory,
         progress=True,
     )
     chosen = _chosen(swept, config.export)
@@ -225,7 +231,11 @@ def _on_train_set(
         ),
         "calibration": calibrated.scores,
         "reliability": calibrated.bins,
+        "controls": _controls(where, captured, config, memory),
     }
+    found["layers"], found["nested"] = layer_choice(
+        where, captured, [one.out_of_fold for one in swept.layers]
+    )
     FrozenProbe.of(
         chosen.probe,
         manifest,
@@ -240,6 +250,21 @@ def _on_train_set(
     results.replace({folder / DIRECTIONS: save({"weight": weight})})
     results.replace({folder / DONE: made_from.encode()})
     return found
+
+
+def _controls(where: Where, train: Captured, config: SweepConfig, memory: int) -> list[ControlRow]:
+    """What is found where there is nothing, if that is asked for."""
+    if not config.permutations:
+        return []
+    return controls(
+        where,
+        train,
+        folds=config.folds,
+        Cs=config.C,
+        permutations=config.permutations,
+        memory=memory,
+        progress=True,
+    )
 
 
 def _beside(swept: scoring.Sweep, chosen: Fitted) -> list[Judged]:
@@ -283,6 +308,7 @@ def _made_from(caches: Sequence[ActivationCache], config: SweepConfig) -> str:
             "fpr": config.fpr,
             "export": config.export,
             "calibration": config.calibration,
+            "permutations": config.permutations,
             "keep_leaks": config.keep_leaks,
             "format": FORMAT,
             "versions": versions_of("activation-critic", "torch", "scikit-learn"),

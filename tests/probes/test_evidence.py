@@ -57,46 +57,7 @@ def scored(sets: evidence.Sets, shift: float, seed: int) -> list[ndarray]:
     return [rng.normal(size=len(one)) + shift * one.labels for one in sets.every]
 
 
-# The paired interval of a difference of AUROC
-
-
-def test_a_paired_interval_covers_and_is_narrower_than_two_apart() -> None:
-    """Two detectors that find the same prompts hard: their difference is known better than each."""
-    truth, covered, widths = [], 0, []
-    rng = np.random.default_rng(0)
-
-    def drawn(n: int) -> tuple[ndarray, ndarray, ndarray]:
-        labels = np.arange(n) % 2
-        shared = rng.normal(size=n) + labels
-        return labels, shared + 0.3 * rng.normal(size=n), shared + 0.8 * rng.normal(size=n)
-
-    labels, a, b = drawn(200_000)
-    truth = metrics.auroc(labels, a) - metrics.auroc(labels, b)
-    for seed in range(100):
-        labels, a, b = drawn(150)
-        (found,) = metrics.auroc_differences(labels, [a, b], [(0, 1)], np.arange(150), seed=seed)
-        covered += found.lo <= truth <= found.hi
-        apart = [metrics.auroc_interval(labels, s, np.arange(150), seed=seed) for s in (a, b)]
-        widths.append((found.hi - found.lo) / (sum(one.hi - one.lo for one in apart)))
-    assert 88 <= covered <= 100
-    assert np.median(widths) < 0.6
-
-
-def test_two_that_agree_on_everything_differ_by_nothing_but_what_few_prompts_leave_room_for() -> (
-    None
-):
-    labels = np.arange(40) % 2
-    groups = np.arange(40)
-    (found,) = metrics.auroc_differences(labels, [labels * 1.0, labels * 2.0], [(0, 1)], groups)
-    assert found.estimate == 0 and -found.lo == found.hi == pytest.approx(1 - 0.025 ** (1 / 20))
-    (wider,) = metrics.auroc_differences(
-        labels[:10], [labels[:10] * 1.0] * 2, [(0, 1)], groups[:10]
-    )
-    assert wider.hi > found.hi
-    (undefined,) = metrics.auroc_differences(
-        labels, [np.full(40, np.nan), labels * 1.0], [(0, 1)], groups
-    )
-    assert np.isnan(undefined.estimate)
+# The margin over the words
 
 
 def test_margins_are_over_the_floor_that_is_best_on_that_very_set(sets: evidence.Sets) -> None:
