@@ -85,7 +85,8 @@ class SweepConfig:
     have the calibration without and with it either way."""
     permutations: int = 0
     """Shuffles of the labels that go through the whole procedure, and random directions: what is
-    found where there is nothing. 100 cost a miniature a minute or so, a large model hours."""
+    found where there is nothing. 100 cost a miniature a minute, a large model hours.
+    Of the first position alone."""
     leave_one_out: bool = False
     """Fit on all train sets but one, too, for each of them, and score that one."""
     keep_leaks: bool = False

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -24,18 +24,14 @@ from safetensors.torch import load_file, save
 from analysis import results
 from analysis.results import ControlRow
 from analysis.tables import best_layer
-from probes import evidence, joined, models, scoring
-from probes.backends import open_backend
+from probes import evidence, joined, models, reading, scoring
 from probes.cache import ActivationCache
 from probes.controls import controls
 from probes.cosines import cosine_rows
-from probes.errors import InputError
 from probes.frozen import FrozenProbe
-from probes.hooks import LAST, Position
+from probes.hooks import Position
 from probes.layer_choice import layer_choice
-from probes.manifest import Manifest, cache_folder, slug, versions_of
-from probes.models import ChatModel
-from probes.prompts import PromptSet
+from probes.manifest import Manifest, slug, versions_of
 from probes.provenance import FORMAT
 from probes.scoring import Captured, Fitted, HeldOut, Judged, Where
 from probes.tasks import Task
@@ -47,9 +43,6 @@ if TYPE_CHECKING:
 DONE = "done.json"
 
 DIRECTIONS = "directions.safetensors"
-
-SHOWN = 2
-"""Of many texts that are read, how many are shown."""
 
 LEAST_HELD = 2**24
 """Bytes: what a fit may hold of one thing even where a shard is smaller."""
@@ -93,14 +86,16 @@ def sweep_model(
         weights=not config.remote,
     )
     sets = {one.name: one for task in tasks for one in (*task.parts, *task.held_out)}
-    caches = _capture(chat, config, list(sets.values()))
+    caches = reading.capture(chat, config, list(sets.values()))
     found: results.Tables = {name: [] for name in (*TABLES, "cosines")}
     for position, of_sets in caches.items():
-        _say_what_was_read(list(of_sets.values()), console)
+        first = position == config.positions[0]
+        asked = config if first else replace(config, permutations=0)
+        reading.say(list(of_sets.values()), console)
         for task in tasks:
             folder = _folder(config, spec, task, position)
-            for name, rows in _on_train_set(spec, task, of_sets, config, words, folder).items():
-                if position == config.positions[0] or name in BY_POSITION:
+            for name, rows in _on_train_set(spec, task, of_sets, asked, words, folder).items():
+                if first or name in BY_POSITION:
                     found[name] += rows
             console.print(f"  frozen probe: {escape(str(folder / 'probe'))}", soft_wrap=True)
     for task in tasks:
@@ -118,63 +113,6 @@ def _folder(config: SweepConfig, spec: str, task: Task, position: Position) -> P
     """Where the results of one train set at one position lie."""
     folder = config.out / slug(spec) / slug(task.train.name)
     return folder if position == config.positions[0] else folder / position
-
-
-def _capture(
-    chat: ChatModel, config: SweepConfig, sets: Sequence[PromptSet]
-) -> dict[Position, dict[str, ActivationCache]]:
-    """The activations of each set by its name, at every position by one forward pass."""
-    backend = open_backend(
-        chat.model, config.backend, remote=config.remote, revision=config.revision
-    )
-    if config.export.isdecimal() and int(config.export) >= backend.n_layers:
-        raise InputError(
-            f"--export {config.export}: {chat.name} has the layers 0 to {backend.n_layers - 1}"
-        )
-    weights = models.weights_fingerprint(chat.model)
-    found: dict[Position, dict[str, ActivationCache]] = {one: {} for one in config.positions}
-    for prompts in sets:
-        described: dict[str, Any] = {
-            "backend": backend,
-            "hook_point": config.hook_point,
-            "max_length": config.max_length or models.context_length(chat.model),
-            "shard_size": config.shard_size,
-            "token_budget": config.token_budget,
-            "weights": weights,
-        }
-        manifests = [
-            Manifest.of(chat, prompts, position=position, **described)
-            for position in config.positions
-        ]
-        folders = {cache_folder(config.cache, manifest): manifest for manifest in manifests}
-        for cache in ActivationCache.build_each(
-            folders, chat, prompts, backend=backend, progress=True
-        ):
-            found[cache.manifest.position][prompts.name] = cache
-    return found
-
-
-def _say_what_was_read(caches: Sequence[ActivationCache], console: Console) -> None:
-    """The text of the tokens read, for anyone to see that they are the right ones."""
-    index = pd.concat([cache.index for cache in caches])
-    manifest = caches[0].manifest
-    read = index.groupby(["token_id", "token_text"])["truncated"].agg(["size", "sum"])
-    shown, where = read, "the last input token"
-    if manifest.position != LAST:  # there may be as many texts as prompts: the most frequent tell
-        shown, where = read.nlargest(SHOWN, "size"), manifest.position
-    for (token, text), (n, cut) in zip(shown.index, shown.to_numpy(), strict=True):
-        text = repr(text if len(text) <= 60 else f"{text[:60]}...")
-        console.print(
-            f"  reads {manifest.hook_point} at {where} {escape(text)} (id {token}) of {n} prompts"
-            f"{_shortened(cut)}"
-        )
-    if len(read) > len(shown):
-        others = read["size"].sum() - shown["size"].sum()
-        console.print(f"  and {len(read) - len(shown)} other texts of {others} prompts")
-
-
-def _shortened(n: int) -> str:
-    return f", {n} of them shortened to --max-length" if n else ""
 
 
 def _on_train_set(
