@@ -1,5 +1,7 @@
 # Every target sets up .venv on its own when pyproject.toml or constraints.txt is newer than it.
-#   make sweep    the main job on the embedded default: AUROC by layer, figures, frozen probes
+#   make sweep    the main job on the embedded default: AUROC by layer, figures, frozen probes, a page
+#   make evidence the same with all that can be asked of it: shuffled labels, other positions, and
+#                 whether the model uses what the probe reads; minutes
 #   make train    fine-tune on untrusted data with the frozen probe as critic, and evaluate
 #   make compare  every defence, critic and attack on the miniatures: an hour and a half
 #   make test     the tests            make check   lint, format, types, one-way imports, spelling
@@ -14,11 +16,19 @@ JOBS ?= 2
 SEEDS ?= 1
 EXPERIMENTS ?= mixed all-harmful
 
-.PHONY: sweep train compare test check figures bench real slow clean
+.PHONY: sweep evidence train compare test check figures bench real slow clean
 .DELETE_ON_ERROR:
 
 sweep: .venv/.base
 	$(BIN)/python -m probes.layer_sweep
+	$(BIN)/python -m analysis report
+
+evidence: .venv/.base
+	$(BIN)/python -m probes.layer_sweep --out runs/evidence --permutations 100 \
+		--positions last-input-token last-content-token post-instruction content-mean
+	$(BIN)/python -m probes.causal_check --out runs/causal_check \
+		--probes runs/evidence/miniature-*/miniature-train/probe
+	$(BIN)/python -m analysis report --results runs/evidence runs/causal_check
 
 train: .venv/.base
 	$(BIN)/python -m regularize.train

@@ -178,7 +178,7 @@ def _scores(
 
 
 def _aurocs(
-    labels: Int64[ndarray, "row column"], scores: Float64[ndarray, "row column"]
+    labels: Int64[ndarray, "row #column"], scores: Float64[ndarray, "row column"]
 ) -> Float64[ndarray, "column"]:
     """AUROC of each column of scores, a tie counting half; NaN where a class is missing."""
     n_pos = labels.sum(0)

@@ -23,7 +23,7 @@ class Task:
     """The sets that it is joined of; itself, if it is not."""
     held_out: tuple[PromptSet, ...]
     """Whole."""
-    keep: tuple[Bool[ndarray, "prompt"], ...]
+    keep: tuple[Bool[ndarray, "_"], ...]
     """The rows of each that are scored."""
     leaks: tuple[LeakRow, ...]
     """Between the train set and each of them."""
@@ -63,7 +63,7 @@ def tasks(
         yield _task(_joined(train.name, others), others, [train, *only_scored], keep_leaks)
 
 
-def first_of_their_ids(sets: Sequence[PromptSet]) -> list[Bool[ndarray, "prompt"]]:
+def first_of_their_ids(sets: Sequence[PromptSet]) -> list[Bool[ndarray, "_"]]:
     """The rows of each set that no set before it has."""
     known: set[str] = set()
     found = []
