@@ -85,9 +85,11 @@ def controls(tables: Tables) -> Section:
         Column("draws", lambda row: f"{row['draws']}"),
         Column("AUROC of the draws", lambda row: _auroc(row, "auroc")),
         Column("observed", lambda row: digits(row["observed"])),
+        Column("selectivity", lambda row: digits(row["observed"] - row["auroc"])),
         Column("p", lambda row: digits(row["p_value"])),
     ), "AUROC where there is nothing to be found, mean [2.5th to 97.5th percentile]",
         "what the same procedure gives with permuted labels or a random direction",
+        "Selectivity: observed less the mean of the draws (Hewitt and Liang 2019). "
         "p = (1 + draws of at least the observed AUROC) / (1 + draws).")  # fmt: skip
 
 
