@@ -53,6 +53,7 @@ check: .venv/.dev
 figures: .venv/.base
 	$(BIN)/python -m analysis --results figures --out figures
 	$(BIN)/python -m analysis --results figures/realistic --out figures/realistic
+	$(BIN)/python -m analysis --results figures/evidence --out figures/evidence
 
 bench: .venv/.dev
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks

@@ -113,6 +113,11 @@ class SweepConfig:
             raise InputError(f"--C {self.C}: each value must be positive, and one is needed")
         if not 0 < self.fpr < 1:
             raise InputError(f"--fpr {self.fpr}: a false-positive rate lies between 0 and 1")
+        if self.leave_one_out and len(self.train) < 3:
+            raise InputError(
+                f"--leave-one-out with {len(self.train)} train sets: it takes three; of two each "
+                "is scored on the other anyway"
+            )
         if self.permutations < 0:
             raise InputError(f"--permutations {self.permutations}: 0 for none, or how many")
         for name in ("token_budget", "shard_size"):

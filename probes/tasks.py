@@ -58,7 +58,7 @@ def tasks(
     for train in trains:
         others = [one for one in trains if one is not train]
         yield _task(train, (train,), [*others, *only_scored], keep_leaks)
-    for train in trains if leave_one_out and len(trains) > 1 else ():
+    for train in trains if leave_one_out else ():
         others = [one for one in trains if one is not train]
         yield _task(_joined(train.name, others), others, [train, *only_scored], keep_leaks)
 

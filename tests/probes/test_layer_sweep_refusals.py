@@ -12,6 +12,7 @@ import pytest
 
 from probes import miniature
 from probes.commands import run
+from probes.errors import InputError
 from probes.layer_sweep import SweepConfig, main
 
 GOOD = "prompt,label\n" + "".join(f"request {i},{i % 2}\n" for i in range(40))
@@ -199,3 +200,16 @@ def test_the_command_line_is_refused_by_name(argument, named):
     assert done.returncode == 2
     assert named in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"train": ("a", "b"), "leave_one_out": True}, "it takes three"),
+        ({"permutations": -1}, "--permutations -1"),
+        ({"positions": ("last-input-token",) * 2}, "none of them twice"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_sweep(options, named):
+    with pytest.raises(InputError, match=named):
+        SweepConfig(**options).check()
