@@ -47,7 +47,8 @@ def draw(table: pd.DataFrame) -> Figure:
             arm: (float(line["step"].iloc[-1]), float(line["tpr"].iloc[-1]))
             for arm, line in lines.items() if not line["tpr"].isna().all()
         })  # fmt: skip
-    style.share_axis(grid[1, 0], "y")
+    for ax in grid[1]:
+        style.share_axis(ax, "y")
     grid[0, 0].set(ylabel="AUROC of the frozen probe", ylim=(min(0.9, points["auroc"].min()), 1))
     grid[1, 0].set_ylabel("flagged at its threshold (%)")
     arms.legend(figure, set(looks.values()))

@@ -14,7 +14,7 @@ from probes import leaks, prompts
 from probes.folds import Folds
 from probes.prompts import Prompt, PromptSet
 
-WORDS = [f"{a}{b}{c}" for a in "bdfgklmnp" for b in "aeiou" for c in ("rt", "nd", "lk", "st")]
+WORDS = [f"{a}{b}{c}" for a in "bdfgklmnp" for b in "aeiou" for c in ("rt", "mp", "lk", "st")]
 
 
 def text(rng: Random, n: int = 12) -> str:
