@@ -56,8 +56,9 @@ def fill(
                 bar.update(len(chunk))
                 continue
             captured = _captured(lacking, chunk, locator, backend, bar.update)
-            for cache, activations in zip(lacking, captured, strict=True):
-                cache.write(shard, activations)
+            for cache in lacking:
+                # Handed over, not kept: `write` frees it before it encodes its own copy.
+                cache.write(shard, captured.pop(0))
 
 
 def _captured(
@@ -66,7 +67,7 @@ def _captured(
     locator: Locator,
     backend: Backend,
     on_batch: Callable[[int], None],
-) -> tuple[Float[Tensor, "prompt site d_model"], ...]:
+) -> list[Float[Tensor, "prompt site d_model"]]:
     """A shard of each cache, from one run of the model."""
     every = caches[0].manifest
     tokenizer = locator.tokenizer
@@ -74,13 +75,16 @@ def _captured(
     pad, budget = pad_id(tokenizer), every.token_budget
     positions = [cache.manifest.position for cache in caches]
     if positions == [LAST]:
-        captured = capture_rows(
-            backend, rows, every.sites, pad_id=pad, token_budget=budget, on_batch=on_batch
-        )
-        return (captured,)
+        return [
+            capture_rows(
+                backend, rows, every.sites, pad_id=pad, token_budget=budget, on_batch=on_batch
+            )
+        ]
     spans = [
         locator.spans(one.messages, row, positions) for one, row in zip(prompts, rows, strict=True)
     ]
-    return capture_spans(
-        backend, rows, spans, every.sites, pad_id=pad, token_budget=budget, on_batch=on_batch
+    return list(
+        capture_spans(
+            backend, rows, spans, every.sites, pad_id=pad, token_budget=budget, on_batch=on_batch
+        )
     )
