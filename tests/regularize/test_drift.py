@@ -98,3 +98,15 @@ def test_a_canary_of_one_class_is_refused() -> None:
     one = replace(PROMPTS, prompts=PROMPTS.prompts[::2])
     with pytest.raises(InputError, match="one class only"):
         drift.Canary(None, one, make_tokenizer(), every=1)  # type: ignore[arg-type]
+
+
+def test_a_run_that_is_resumed_goes_on_with_what_was_found(tmp_path: Any) -> None:
+    args = {"save_strategy": "steps", "save_steps": 3}
+    whole, _ = watched(tmp_path / "whole", args=args)
+    whole.train()
+    again, _ = watched(tmp_path / "again", args=args)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "out" / "checkpoint-3"))
+    first, second = (drift.rows(one.state.log_history, Arm("tiny")) for one in (whole, again))
+    assert [row.step for row in second] == [0, 2, 4, 6]
+    for one, other in zip(first, second, strict=True):
+        assert other.auroc == pytest.approx(one.auroc, abs=1e-6)
