@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 from numpy import ndarray
 from scipy.special import expit
-from scipy.stats import binomtest
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -114,8 +113,6 @@ def bins(
     found = []
     for part in np.array_split(order, BINS):
         if len(part):
-            share = binomtest(int(labels[part].sum()), len(part))
-            lo, hi = share.proportion_ci(metrics.LEVEL, method="exact")
-            interval = metrics.Interval(float(share.statistic), float(lo), float(hi))
-            found.append(Bin(len(part), float(probabilities[part].mean()), interval))
+            share = metrics.share(labels[part])
+            found.append(Bin(len(part), float(probabilities[part].mean()), share))
     return found

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from probes.backends import Backend, open_backend
+from probes.batches import in_batches
 from probes.errors import InputError
 from probes.hooks import LAST, HookPoint, Position, Site, check_position, sites
 from probes.positions import Locator, Span
@@ -144,28 +145,23 @@ def _captured(
     """Read batches of like length, padded on the right."""
     if not rows:
         raise InputError("there are no prompts to read")
-    # Longest first: what does not fit into memory fails at once, and the time left only falls.
-    waiting = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
     captured: Tensor | None = None
-    while waiting:
-        batch = waiting[: max(1, token_budget // len(rows[waiting[0]].ids))]
-        try:
-            read = _read([rows[i] for i in batch], positions[batch], backend, sites, pad_id)
-        except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                raise InputError(
-                    f"a prompt of {len(rows[batch[0]].ids)} tokens does not fit into the "
-                    "accelerator's memory by itself; give a smaller --max-length or --dtype "
-                    "bfloat16, or spread the model with --device-map auto"
-                ) from error
-            token_budget = len(batch) // 2 * len(rows[waiting[0]].ids)
-            continue
+
+    def capture_batch(batch: list[int]) -> None:
+        nonlocal captured
+        read = _read([rows[i] for i in batch], positions[batch], backend, sites, pad_id)
         if captured is None:
             captured = read.new_empty(len(rows), *read.shape[1:])
         captured[batch] = read
-        waiting = waiting[len(batch) :]
-        if on_batch is not None:
-            on_batch(len(batch))
+
+    in_batches(
+        rows,
+        capture_batch,
+        token_budget=token_budget,
+        advice="give a smaller --max-length or --dtype bfloat16, or spread the model with "
+        "--device-map auto",
+        on_batch=on_batch,
+    )
     assert captured is not None
     return captured
 

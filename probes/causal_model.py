@@ -55,8 +55,7 @@ def question(path: str, config: CausalConfig) -> Question:
     layers = _layers(probe, config.layers)
     train = _train_set(probe, config)
     held_out = leaks.alike_grouped(prompts.load(config.held_out, seed=config.seed))
-    new = leaks.new(train, held_out, leaks.between(train, held_out))
-    fresh = [prompt for prompt, is_new in zip(held_out.prompts, new, strict=True) if is_new]
+    fresh = held_out.kept(leaks.new(train, held_out, leaks.between(train, held_out))).prompts
     causal.check_labels(fresh, held_out.name)
     model = config.model or probe.config.base_model
     chosen = _drawn(fresh, config.n, config.seed)

@@ -50,7 +50,7 @@ def margins(
         best = max(known, key=lambda floor: floor.aurocs[i].estimate)
         found = metrics.auroc_differences(
             prompts.labels,
-            [_logits(one, i) for one in (best, *readouts)],
+            [one.every[i] for one in (best, *readouts)],
             [(k, 0) for k in range(1, len(readouts) + 1)],
             prompts.groups,
             fold=sets.fold if i == 0 else None,
@@ -89,7 +89,7 @@ def operating(
             if fpr * n >= 1:
                 threshold = metrics.threshold_in_gap(sets.train.labels, one.inside, fpr)
             for i, prompts in enumerate(sets.every):
-                point = metrics.operating_point(prompts.labels, _logits(one, i), threshold)
+                point = metrics.operating_point(prompts.labels, one.every[i], threshold)
                 n_pos = int(prompts.labels.sum())
                 yield OperatingRow(
                     model=where.model,
@@ -138,7 +138,7 @@ def calibrated(where: Where, sets: Sets, one: Judged, *, frozen: Calibration) ->
             if i == 0:
                 probability = calibration.out_of_fold(kind, labels, one.inside, sets.fold)
             else:
-                probability = to_probability(one.outside[i - 1])
+                probability = to_probability(one.every[i])
             about: dict[str, Any] = {
                 "model": where.model, "readout": one.readout, "layer": one.layer,
                 "train_set": sets.train.name, "eval_set": prompts.name, "held_out": i > 0,
@@ -184,8 +184,3 @@ def platt(chosen: Fitted, labels: Int64[ndarray, "prompt"]) -> Fitted:
             inside=mapped(judged.inside), outside=[mapped(one) for one in judged.outside]
         ),
     )
-
-
-def _logits(one: Judged, i: int) -> Float64[ndarray, "_"]:
-    """Of the train set, or of a held-out set, by its place among `Sets.every`."""
-    return one.inside if i == 0 else one.outside[i - 1]

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from probes.batches import in_batches
 from probes.blocks import position_ids
 from probes.edits import Edit, EditingBackend, check_edits
-from probes.errors import InputError
 from probes.models import ChatModel
 from probes.rendering import Rendered
 
@@ -47,26 +47,21 @@ def greedy(
         InputError: An edit that the model has no place for, or one prompt that is too large.
     """
     check_edits(edits, backend.n_layers, backend.d_model)
-    waiting = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
     made: list[list[int]] = [[] for _ in rows]
-    while waiting:
-        longest = len(rows[waiting[0]].ids) + new_tokens
-        batch = waiting[: max(1, token_budget // longest)]
-        try:
-            answers = _batch(backend, [rows[i] for i in batch], edits, pad_id, stops, new_tokens)
-        except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                raise InputError(
-                    f"a prompt of {len(rows[batch[0]].ids)} tokens does not fit into the "
-                    "accelerator's memory by itself; give --dtype bfloat16"
-                ) from error
-            token_budget = len(batch) // 2 * longest
-            continue
-        for i, answer in zip(batch, answers, strict=True):
-            made[i] = answer
-        waiting = waiting[len(batch) :]
-        if on_batch is not None:
-            on_batch(len(batch))
+
+    def answer(batch: list[int]) -> None:
+        answers = _batch(backend, [rows[i] for i in batch], edits, pad_id, stops, new_tokens)
+        for i, one in zip(batch, answers, strict=True):
+            made[i] = one
+
+    in_batches(
+        rows,
+        answer,
+        token_budget=token_budget,
+        new_tokens=new_tokens,
+        advice="give --dtype bfloat16",
+        on_batch=on_batch,
+    )
     return made
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -28,7 +28,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from analysis.results import LeakRow
-from probes.prompts import PromptSet
+from probes.prompts import Prompt, PromptSet
 
 Kind = Literal["exact", "normalised", "near"]
 
@@ -56,20 +56,17 @@ class Leak(NamedTuple):
 
 def between(train: PromptSet, other: PromptSet) -> list[Leak]:
     """For each prompt of another set that has any, the one of the train set most like it."""
-    index = _Index()
-    for row, prompt in enumerate(train.prompts):
-        index.add(row, prompt.id, prompt.text)
-    return list(_found(index, other))
+    return Index.of(train).leaks(other)
 
 
 def inside(prompts: PromptSet) -> list[Leak]:
     """For each prompt of a set that has any, the earlier one most like it."""
-    index = _Index()
-    found: list[Leak] = []
+    index, found = Index(), []
     for row, prompt in enumerate(prompts.prompts):
-        found += _found_of(index, row, prompt.id, prompt.text)
-        index.add(row, prompt.id, prompt.text)
-    return found
+        text = _Text.of(prompt)
+        found.append(index.leak(row, text))
+        index.add(row, text)
+    return [leak for leak in found if leak]
 
 
 def new(train: PromptSet, other: PromptSet, leaks: Sequence[Leak]) -> Bool[ndarray, "prompt"]:
@@ -147,44 +144,62 @@ def _is_dropped(leak: Leak, train: PromptSet, other: PromptSet) -> bool:
     return leak.kind != "near" or same
 
 
-class _Index:
+class _Text(NamedTuple):
+    """A prompt as it is compared."""
+
+    id: str
+    words: str
+    grams: frozenset[str]
+    hashed: MinHash
+
+    @classmethod
+    def of(cls, prompt: Prompt) -> _Text:
+        words = normalised(prompt.text)
+        of_words, hashed = grams(words), MinHash(num_perm=HASHES)
+        hashed.update_batch([gram.encode() for gram in of_words])
+        return cls(prompt.id, words, of_words, hashed)
+
+
+class Index:
     """Prompts to be found again, and what is like them."""
 
     def __init__(self) -> None:
-        self.ids: dict[str, int] = {}
-        self.words: dict[str, int] = {}
-        self.grams: dict[int, frozenset[str]] = {}
-        self.hashed = MinHashLSH(threshold=CANDIDATE, num_perm=HASHES)
+        self._ids: dict[str, int] = {}
+        self._words: dict[str, int] = {}
+        self._grams: dict[int, frozenset[str]] = {}
+        self._hashed = MinHashLSH(threshold=CANDIDATE, num_perm=HASHES)
 
-    def add(self, row: int, id: str, text: str) -> None:
-        words = normalised(text)
-        self.ids.setdefault(id, row)
-        if words in self.words:
+    @classmethod
+    def of(cls, prompts: PromptSet) -> Index:
+        """Of a whole set, to hold others against it one after the other."""
+        index = cls()
+        for row, prompt in enumerate(prompts.prompts):
+            index.add(row, _Text.of(prompt))
+        return index
+
+    def leaks(self, other: PromptSet) -> list[Leak]:
+        """For each prompt of another set that has any, the one most like it."""
+        found = [self.leak(row, _Text.of(prompt)) for row, prompt in enumerate(other.prompts)]
+        return [leak for leak in found if leak]
+
+    def add(self, row: int, text: _Text) -> None:
+        """One more prompt."""
+        self._ids.setdefault(text.id, row)
+        if text.words in self._words:
             return  # whatever is like it is like the first one
-        self.words[words] = row
-        self.grams[row] = grams(words)
-        self.hashed.insert(row, _hash(self.grams[row]))
+        self._words[text.words] = row
+        self._grams[row] = text.grams
+        self._hashed.insert(row, text.hashed)
 
-    def most_alike(self, words: str) -> tuple[int, float] | None:
-        of = grams(words)
-        near = [(jaccard(of, self.grams[row]), -row) for row in self.hashed.query(_hash(of))]
-        similarity, row = max(near, default=(0.0, 0))
-        return (-row, similarity) if similarity >= NEAR else None
-
-
-def _found(index: _Index, other: PromptSet) -> Iterator[Leak]:
-    for row, prompt in enumerate(other.prompts):
-        yield from _found_of(index, row, prompt.id, prompt.text)
-
-
-def _found_of(index: _Index, row: int, id: str, text: str) -> Iterator[Leak]:
-    words = normalised(text)
-    if id in index.ids:
-        yield Leak("exact", index.ids[id], row, 1.0)
-    elif words in index.words:
-        yield Leak("normalised", index.words[words], row, 1.0)
-    elif found := index.most_alike(words):
-        yield Leak("near", found[0], row, found[1])
+    def leak(self, row: int, text: _Text) -> Leak | None:
+        """The prompt most like one of another set, in that row of it."""
+        if text.id in self._ids:
+            return Leak("exact", self._ids[text.id], row, 1.0)
+        if text.words in self._words:
+            return Leak("normalised", self._words[text.words], row, 1.0)
+        near = [(jaccard(text.grams, self._grams[i]), -i) for i in self._hashed.query(text.hashed)]
+        similarity, found = max(near, default=(0.0, 0))
+        return Leak("near", -found, row, similarity) if similarity >= NEAR else None
 
 
 def normalised(text: str) -> str:
@@ -204,9 +219,3 @@ def grams(words: str) -> frozenset[str]:
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
     """|a and b| / |a or b|."""
     return len(a & b) / len(a | b)
-
-
-def _hash(grams: frozenset[str]) -> MinHash:
-    found = MinHash(num_perm=HASHES)
-    found.update_batch([gram.encode() for gram in grams])
-    return found

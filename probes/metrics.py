@@ -175,10 +175,14 @@ def auroc_differences(
             intervals.append(UNDEFINED)
             continue
         error = float((found.draws[a] - found.draws[b]).std(ddof=1))
-        unseen = 1 - ((1 - LEVEL) / 2) ** (1 / found.pairs)
-        half = max(float(norm.ppf(LEVEL / 2 + 0.5)) * error, unseen)
+        half = max(float(norm.ppf(LEVEL / 2 + 0.5)) * error, 1 - all_alike(found.pairs))
         intervals.append(Interval(estimate, max(estimate - half, -1.0), min(estimate + half, 1.0)))
     return intervals
+
+
+def all_alike(k: int) -> float:
+    """The p of which k independent trials all succeed with a probability of only 2.5 %: p^k."""
+    return float(((1 - LEVEL) / 2) ** (1 / k))
 
 
 def _interval(estimate: float, draws: Float[ndarray, "draw"], pairs: int) -> Interval:
@@ -187,7 +191,7 @@ def _interval(estimate: float, draws: Float[ndarray, "draw"], pairs: int) -> Int
     if 0 < estimate < 1:
         error = draws.std(ddof=1) / (estimate * (1 - estimate))
         lo, hi = expit(logit(estimate) + norm.ppf(LEVEL / 2 + 0.5) * error * np.array([-1, 1]))
-    room = ((1 - LEVEL) / 2) ** (1 / pairs)
+    room = all_alike(pairs)
     return Interval(estimate, float(min(lo, room)), float(max(hi, 1 - room)))
 
 
@@ -258,7 +262,7 @@ def operating_point(
     if np.isnan(threshold) or not _defined(labels, scores, "rates at a threshold"):
         return OperatingPoint(threshold, UNDEFINED, UNDEFINED)
     flagged = scores > threshold
-    return OperatingPoint(threshold, _share(flagged[labels == 1]), _share(flagged[labels == 0]))
+    return OperatingPoint(threshold, share(flagged[labels == 1]), share(flagged[labels == 0]))
 
 
 def tpr_at_fpr(
@@ -337,7 +341,8 @@ def _picks(m: int, which: slice, rng: np.random.Generator) -> Float[ndarray, "dr
     return rng.multinomial(size, np.full(m, 1 / m), which.stop - which.start) * (m / size)
 
 
-def _share(flagged: ndarray) -> Interval:
+def share(flagged: Shaped[ndarray, "prompt"]) -> Interval:
+    """Share of those that are true, or 1, with its Clopper-Pearson interval."""
     test = binomtest(int(flagged.sum()), len(flagged))
     lo, hi = test.proportion_ci(LEVEL, method="exact")
     return Interval(float(flagged.mean()), float(lo), float(hi))

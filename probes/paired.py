@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Shaped
 from numpy import ndarray
 
-from probes.metrics import DRAWS, LEVEL, Interval
+from probes.metrics import DRAWS, LEVEL, Interval, all_alike
 
 
 def paired_change(
@@ -25,7 +25,7 @@ def paired_change(
     sums, sizes = np.bincount(group, change, k), np.bincount(group, minlength=k)
     estimate = float(change.mean())
     if np.ptp(sums / sizes) == 0:
-        room = 1 - ((1 - LEVEL) / 2) ** (1 / k)
+        room = 1 - all_alike(k)
         return Interval(estimate, max(estimate - room, -1.0), min(estimate + room, 1.0))
     times: Float64[ndarray, "draw group"] = np.random.default_rng(seed).multinomial(
         k, np.full(k, 1 / k), DRAWS

@@ -61,6 +61,11 @@ class Judged(NamedTuple):
     aurocs: list[metrics.Interval]
     """On the train set, and on each held-out set."""
 
+    @property
+    def every(self) -> list[Float64[ndarray, "_"]]:
+        """Of the train set, and of each held-out set."""
+        return [self.inside, *self.outside]
+
 
 class Fitted(NamedTuple):
     """One readout: scored out of fold, and fitted on the whole train set."""
@@ -211,9 +216,7 @@ def risks(
             label=prompt.label,
             risk=float(risk),
         )
-        for prompts, logits in zip(
-            [train, *held_out], [judged.inside, *judged.outside], strict=True
-        )
+        for prompts, logits in zip([train, *held_out], judged.every, strict=True)
         for prompt, risk in zip(prompts.prompts, expit(logits), strict=True)
     ]
 

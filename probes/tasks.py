@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool
@@ -31,12 +31,7 @@ class Task:
     @property
     def unseen(self) -> list[PromptSet]:
         """The rows of the held-out sets that are scored."""
-        return [
-            replace(
-                other, prompts=tuple(p for p, kept in zip(other.prompts, keep, strict=True) if kept)
-            )
-            for other, keep in zip(self.held_out, self.keep, strict=True)
-        ]
+        return [other.kept(keep) for other, keep in zip(self.held_out, self.keep, strict=True)]
 
 
 def tasks(
@@ -74,17 +69,17 @@ def first_of_their_ids(sets: Sequence[PromptSet]) -> list[Bool[ndarray, "_"]]:
 
 
 def _joined(left_out: str, sets: Sequence[PromptSet]) -> PromptSet:
-    kept = zip(sets, first_of_their_ids(sets), strict=True)
-    rows = [p for one, new in kept for p, is_new in zip(one.prompts, new, strict=True) if is_new]
-    return PromptSet(f"all-but-{left_out}", tuple(rows))
+    new = zip(sets, first_of_their_ids(sets), strict=True)
+    rows = tuple(prompt for one, keep in new for prompt in one.kept(keep).prompts)
+    return PromptSet(f"all-but-{left_out}", rows)
 
 
 def _task(
     train: PromptSet, parts: Sequence[PromptSet], held_out: Sequence[PromptSet], keep_leaks: bool
 ) -> Task:
-    keep, rows = [], []
+    keep, rows, index = [], [], leaks.Index.of(train)
     for other in held_out:
-        found = leaks.between(train, other)
+        found = index.leaks(other)
         kept = leaks.new(train, other, found)
         keep.append(np.ones_like(kept) if keep_leaks else kept)
         rows += leaks.rows(train, other, found, dropped=not keep_leaks)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from probes.batches import in_batches
 from probes.blocks import input_device, reading
 from probes.capture import pad_id
 from probes.errors import InputError
@@ -78,29 +79,26 @@ def answers(
         for prompt in prompts
     ]
     uniform = torch.rand(len(rows), new, generator=torch.Generator().manual_seed(seed))
-    # Longest first: what does not fit into memory fails at once, and the time left only falls.
-    waiting = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
     made = [""] * len(rows)
+
+    def answer(batch: list[int]) -> None:
+        first = _First(heard, batch) if heard else None
+        drawing = _Nucleus(temperature, top_p, uniform[batch]) if temperature else None
+        processors = LogitsProcessorList([one for one in (first, drawing) if one])
+        texts = _generate(chat, [rows[i] for i in batch], new, processors)
+        for i, text in zip(batch, texts, strict=True):
+            made[i] = text
+
     bar = tqdm(total=len(rows), unit="answer", disable=not progress)
     with bar, reading(chat.model), head_read_once(chat.model):
-        while waiting:
-            longest = len(rows[waiting[0]].ids)
-            size = max(1, batch_tokens // (longest + new))
-            batch = [i for i in waiting[:size] if len(rows[i].ids) >= ALIKE * longest]
-            first = _First(heard, batch) if heard else None
-            drawing = _Nucleus(temperature, top_p, uniform[batch]) if temperature else None
-            processors = LogitsProcessorList([one for one in (first, drawing) if one])
-            try:
-                texts = _generate(chat, [rows[i] for i in batch], new, processors)
-            except torch.OutOfMemoryError:
-                if len(batch) == 1:
-                    raise
-                batch_tokens = len(batch) // 2 * (longest + new)
-                continue
-            for i, text in zip(batch, texts, strict=True):
-                made[i] = text
-            waiting = waiting[len(batch) :]
-            bar.update(len(batch))
+        in_batches(
+            rows,
+            answer,
+            token_budget=batch_tokens,
+            new_tokens=new,
+            alike=ALIKE,
+            on_batch=bar.update,
+        )
     return made
 
 

@@ -26,14 +26,13 @@ def plotted(table: pd.DataFrame) -> pd.DataFrame:
     rows = table[table["fpr"] == table["fpr"].max()].dropna(subset="threshold")
     results.unique(rows, ["model", "readout", "layer", "eval_set"])
     parts = []
-    for (model, eval_set), cells in rows.groupby(["model", "eval_set"], sort=False):
+    for (model, _), cells in rows.groupby(["model", "eval_set"], sort=False):
         chosen = table.loc[table["model"] == model, "readout"].iloc[0]
         floors = cells[cells["readout"].isin(style.FLOORS)]
         parts += [
             cells[cells["readout"] == chosen],
             floors[floors["tpr"] == floors["tpr"].max()].head(1),
         ]
-        del eval_set
     if not parts:
         raise results.NothingToDraw("column threshold: no threshold at the rate asked for")
     return pd.concat(parts, ignore_index=True)[COLUMNS]

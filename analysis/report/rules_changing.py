@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from analysis.causal import NONSENSE, ROOM, SIGN, rank_p
 from analysis.evidence_rows import CausalRow, DriftRow
 from analysis.report.marks import ALPHA, GOOD, Claim, Word, beside, finite, missing, worst
 from analysis.report.wording import digits, interval, percent, points, points_interval, several
@@ -17,23 +18,20 @@ class Effect(NamedTuple):
     intervention: Literal["ablate", "add"]
     label: int
     """Of the prompts."""
-    sign: int
-    """Of the expected change."""
     what: str
+
+    @property
+    def sign(self) -> int:
+        """Of the expected change."""
+        return SIGN[self.intervention]
 
 
 EFFECTS = (
-    Effect("Removing the direction lessens refusal", "ablate", 1, -1,
+    Effect("Removing the direction lessens refusal", "ablate", 1,
            "With the probe's direction projected out"),
-    Effect("Adding the direction brings refusal", "add", 0, 1, "With the probe's direction added"),
+    Effect("Adding the direction brings refusal", "add", 0, "With the probe's direction added"),
 )  # fmt: skip
 KIND = {0: "harmless", 1: "harmful"}
-ROOM = 0.05
-"""Share of the prompts below which there is nothing to change."""
-NONSENSE = 0.1
-"""Share of answers that say nothing from which a change of refusal is no plain finding."""
-NEAR = 1e-9
-"""Shares of the same prompts that are equal may differ in their last bit."""
 
 
 def changes(effect: Effect, rows: Sequence[CausalRow] | None, layer: int) -> Claim:
@@ -112,15 +110,14 @@ def _beside_random(row: CausalRow, rows: Sequence[CausalRow], sign: int) -> tupl
             largest[other.draw] = max(change, largest.get(other.draw, change))
     if not largest:
         return "weak", "No random direction was tried, so that any direction might do as much."
-    as_large = sum(change >= sign * row.change - NEAR for change in largest.values())
-    p = (1 + as_large) / (1 + len(largest))
+    p = rank_p(sign * row.change, largest.values(), 1)
     text = (
         f"Of {several(len(largest), 'random direction')} of the same length the largest change is "
         f"{points(sign * max(largest.values()))}; p = {digits(p)}."
     )
     if p <= ALPHA:
         return "holds", text
-    if not as_large:
+    if p <= 1 / (1 + len(largest)):
         return "weak", f"{text} So few directions cannot give a lower p-value."
     return "weak", f"{text} It need not be this direction."
 

@@ -110,7 +110,7 @@ class NnsightBackend:
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
         changed = [(self._value(Site("resid_post", edit.layer))[0], edit) for edit in edits]
-        with reading(self.module), _by_reference():  # noqa: SIM117
+        with reading(self.module):  # noqa: SIM117
             with self.wrapped.trace(
                 **inputs, past_key_values=past, use_cache=True, logits_to_keep=1
             ):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:  # `--help` imports this module and needs no arrays
     import numpy as np
-    from jaxtyping import Int64, Shaped
+    from jaxtyping import Bool, Int64, Shaped
 
 
 class Message(TypedDict):
@@ -89,6 +89,11 @@ class PromptSet:
     def messages(self) -> list[tuple[Message, ...]]:
         """The chat of each prompt."""
         return [prompt.messages for prompt in self.prompts]
+
+    def kept(self, keep: Bool[np.ndarray, "_"]) -> PromptSet:
+        """The set with some of its rows alone."""
+        rows = zip(self.prompts, keep.tolist(), strict=True)
+        return replace(self, prompts=tuple(prompt for prompt, kept in rows if kept))
 
     @property
     def hash(self) -> str:

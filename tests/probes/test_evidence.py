@@ -39,7 +39,7 @@ def judged(readout: str, *logits: ndarray) -> Judged:
 def with_aurocs(one: Judged, sets: evidence.Sets) -> Judged:
     found = [
         metrics.Interval(metrics.auroc(p.labels, s), 0, 1)
-        for p, s in zip(sets.every, [one.inside, *one.outside], strict=True)
+        for p, s in zip(sets.every, one.every, strict=True)
     ]
     return one._replace(aurocs=found)
 

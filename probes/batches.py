@@ -1,0 +1,56 @@
+"""Rendered prompts in batches of like length, that grow smaller where memory runs out."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from probes.errors import InputError
+from probes.rendering import Rendered
+
+
+def in_batches(
+    rows: Sequence[Rendered],
+    work: Callable[[list[int]], None],
+    *,
+    token_budget: int,
+    new_tokens: int = 0,
+    alike: float = 0.0,
+    advice: str | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> None:
+    """Do a piece of work on all rows.
+
+    Args:
+        rows: What is worked on.
+        work: Takes the places of a batch's rows, the longest first.
+        token_budget: Tokens of a batch, padding included; a longer row goes alone. Halved whenever
+            the accelerator is out of memory.
+        new_tokens: Room that each row needs beside its own tokens.
+        alike: Share of a batch's longest row that each of its rows has at least.
+        advice: What a person can do where one row does not fit; None to hand on torch's own error.
+        on_batch: Called after each batch with the number of its rows.
+
+    Raises:
+        InputError: One row does not fit into memory by itself.
+    """
+    # Longest first: what does not fit into memory fails at once, and the time left only falls.
+    waiting = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
+    while waiting:
+        longest = len(rows[waiting[0]].ids)
+        size = max(1, token_budget // (longest + new_tokens))
+        batch = [i for i in waiting[:size] if len(rows[i].ids) >= alike * longest]
+        try:
+            work(batch)
+        except torch.OutOfMemoryError as error:
+            if len(batch) > 1:
+                token_budget = len(batch) // 2 * (longest + new_tokens)
+                continue
+            if advice is None:
+                raise
+            raise InputError(
+                f"a prompt of {longest} tokens does not fit into the accelerator's memory by "
+                f"itself; {advice}"
+            ) from error
+        waiting = waiting[len(batch) :]
+        if on_batch is not None:
+            on_batch(len(batch))
