@@ -63,7 +63,7 @@ def draw(table: pd.DataFrame) -> Figure:
             _mark("|", HARMFUL, "harmful prompts, words alone"),
             _mark("s", HARMLESS, "harmless prompts, probe"),
             Line2D([], [], color=style.QUIET, lw=0.8, ls=(0, (4, 3)),
-                   label=f"false-positive rate asked for: {asked:.2g}"),
+                   label=f"false-positive rate asked for: {100 * asked:g} %"),
         ],
         loc="outside lower center", ncols=min(2, len(models)),
     )  # fmt: skip
