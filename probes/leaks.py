@@ -18,17 +18,17 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
-from jaxtyping import Bool
+from datasketch import MinHash
+from jaxtyping import Bool, Int64
 from numpy import ndarray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from analysis.results import LeakRow
-from probes.prompts import Prompt, PromptSet
+from probes.prompts import PromptSet
 
 Kind = Literal["exact", "normalised", "near"]
 
@@ -36,10 +36,12 @@ NEAR = 0.8
 """Jaccard similarity from which two prompts are near-duplicates: a word in ten of another."""
 N = 5
 """Characters of an n-gram."""
-HASHES = 128
-"""Of a MinHash: the similarity that it estimates has a standard error of 4 points at .8."""
-CANDIDATE = 0.6
-"""Similarity around which hashing begins to find pairs: low, for what is found is looked at."""
+BANDS, HASHES = 25, 5
+"""MinHash's hashes go in so many bands of so many; what agrees in a whole band is looked at.
+
+Of pairs of similarity .8 that is all but one in 20,000, of .3 one in 17.
+"""
+SIDES: Final = ("left", "right")
 
 
 class Leak(NamedTuple):
@@ -56,17 +58,13 @@ class Leak(NamedTuple):
 
 def between(train: PromptSet, other: PromptSet) -> list[Leak]:
     """For each prompt of another set that has any, the one of the train set most like it."""
-    return Index.of(train).leaks(other)
+    return Index(Texts(train)).leaks(Texts(other))
 
 
 def inside(prompts: PromptSet) -> list[Leak]:
     """For each prompt of a set that has any, the earlier one most like it."""
-    index, found = Index(), []
-    for row, prompt in enumerate(prompts.prompts):
-        text = _Text.of(prompt)
-        found.append(index.leak(row, text))
-        index.add(row, text)
-    return [leak for leak in found if leak]
+    texts = Texts(prompts)
+    return Index(texts).leaks(texts)
 
 
 def new(train: PromptSet, other: PromptSet, leaks: Sequence[Leak]) -> Bool[ndarray, "prompt"]:
@@ -144,62 +142,68 @@ def _is_dropped(leak: Leak, train: PromptSet, other: PromptSet) -> bool:
     return leak.kind != "near" or same
 
 
-class _Text(NamedTuple):
-    """A prompt as it is compared."""
+class Texts:
+    """A set as it is compared: what says that two prompts are the same, and which may be alike."""
 
-    id: str
-    words: str
-    grams: frozenset[str]
-    hashed: MinHash
-
-    @classmethod
-    def of(cls, prompt: Prompt) -> _Text:
-        words = normalised(prompt.text)
-        of_words, hashed = grams(words), MinHash(num_perm=HASHES)
-        hashed.update_batch([gram.encode() for gram in of_words])
-        return cls(prompt.id, words, of_words, hashed)
+    def __init__(self, prompts: PromptSet) -> None:
+        self.ids = [prompt.id for prompt in prompts.prompts]
+        self.words = [normalised(prompt.text) for prompt in prompts.prompts]
+        self.bands = np.array([_bands(words) for words in self.words]).reshape(-1, BANDS)
+        """(n, BANDS): alike prompts agree in one at least."""
 
 
 class Index:
-    """Prompts to be found again, and what is like them."""
+    """A train set's prompts, to hold others against them.
 
-    def __init__(self) -> None:
-        self._ids: dict[str, int] = {}
-        self._words: dict[str, int] = {}
-        self._grams: dict[int, frozenset[str]] = {}
-        self._hashed = MinHashLSH(threshold=CANDIDATE, num_perm=HASHES)
+    It keeps no n-grams, which take a hundred times the room of a text: those of the few candidates
+    are made anew.
+    """
 
-    @classmethod
-    def of(cls, prompts: PromptSet) -> Index:
-        """Of a whole set, to hold others against it one after the other."""
-        index = cls()
-        for row, prompt in enumerate(prompts.prompts):
-            index.add(row, _Text.of(prompt))
-        return index
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+        self._ids = _first_rows(texts.ids)
+        self._words = _first_rows(texts.words)
+        # Whatever is like a later prompt of the same words is like the first.
+        self._rows = np.fromiter(self._words.values(), dtype=np.int64)
+        bands = texts.bands[self._rows]
+        self._order = np.argsort(bands, axis=0, kind="stable")
+        self._bands = np.take_along_axis(bands, self._order, axis=0)
 
-    def leaks(self, other: PromptSet) -> list[Leak]:
-        """For each prompt of another set that has any, the one most like it."""
-        found = [self.leak(row, _Text.of(prompt)) for row, prompt in enumerate(other.prompts)]
+    def leaks(self, other: Texts) -> list[Leak]:
+        """For each prompt of a set that has any, the one most like it.
+
+        Of the indexed set itself, it is the one most like it among those before it.
+        """
+        found = [self._leak(row, other) for row in range(len(other.ids))]
         return [leak for leak in found if leak]
 
-    def add(self, row: int, text: _Text) -> None:
-        """One more prompt."""
-        self._ids.setdefault(text.id, row)
-        if text.words in self._words:
-            return  # whatever is like it is like the first one
-        self._words[text.words] = row
-        self._grams[row] = text.grams
-        self._hashed.insert(row, text.hashed)
-
-    def leak(self, row: int, text: _Text) -> Leak | None:
-        """The prompt most like one of another set, in that row of it."""
-        if text.id in self._ids:
-            return Leak("exact", self._ids[text.id], row, 1.0)
-        if text.words in self._words:
-            return Leak("normalised", self._words[text.words], row, 1.0)
-        near = [(jaccard(text.grams, self._grams[i]), -i) for i in self._hashed.query(text.hashed)]
+    def _leak(self, row: int, other: Texts) -> Leak | None:
+        words, end = other.words[row], row if other is self._texts else len(self._texts.ids)
+        if (same := self._ids.get(other.ids[row], end)) < end:
+            return Leak("exact", same, row, 1.0)
+        if (same := self._words.get(words, end)) < end:
+            return Leak("normalised", same, row, 1.0)
+        of_words, alike = grams(words), [i for i in self._alike(other.bands[row]) if i < end]
+        near = [(jaccard(of_words, grams(self._texts.words[i])), -i) for i in alike]
         similarity, found = max(near, default=(0.0, 0))
         return Leak("near", -found, row, similarity) if similarity >= NEAR else None
+
+    def _alike(self, bands: Int64[ndarray, "band"]) -> set[int]:
+        alike: set[int] = set()
+        for k, band in enumerate(bands):
+            first, last = (np.searchsorted(self._bands[:, k], band, side) for side in SIDES)
+            alike.update(self._rows[self._order[first:last, k]].tolist())
+        return alike
+
+
+def _first_rows(names: Sequence[str]) -> dict[str, int]:
+    return {name: row for row, name in reversed(list(enumerate(names)))}
+
+
+def _bands(words: str) -> list[int]:
+    hashed = MinHash(num_perm=BANDS * HASHES)
+    hashed.update_batch([gram.encode() for gram in grams(words)])
+    return [hash(band.tobytes()) for band in hashed.hashvalues.reshape(BANDS, HASHES)]
 
 
 def normalised(text: str) -> str:

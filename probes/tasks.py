@@ -77,9 +77,11 @@ def _joined(left_out: str, sets: Sequence[PromptSet]) -> PromptSet:
 def _task(
     train: PromptSet, parts: Sequence[PromptSet], held_out: Sequence[PromptSet], keep_leaks: bool
 ) -> Task:
-    keep, rows, index = [], [], leaks.Index.of(train)
+    if not held_out:
+        return Task(train, tuple(parts), (), (), ())
+    keep, rows, index = [], [], leaks.Index(leaks.Texts(train))
     for other in held_out:
-        found = index.leaks(other)
+        found = index.leaks(leaks.Texts(other))
         kept = leaks.new(train, other, found)
         keep.append(np.ones_like(kept) if keep_leaks else kept)
         rows += leaks.rows(train, other, found, dropped=not keep_leaks)
