@@ -27,6 +27,7 @@ from analysis.evidence_rows import NestedRow as NestedRow
 from analysis.evidence_rows import OperatingRow as OperatingRow
 from analysis.evidence_rows import PromptRow as PromptRow
 from analysis.evidence_rows import ReliabilityRow as ReliabilityRow
+from analysis.judge_call_rows import JudgeCallRow as JudgeCallRow
 from analysis.rows import TABLES as TABLES
 from analysis.rows import BenchRow as BenchRow
 from analysis.rows import CostRow as CostRow
@@ -52,6 +53,7 @@ VARIANTS = {
     "reliability": ("train_set",),
     "cosines": ("train_set", "hook_point"),
     "evaluations": ("prompts", "detector"),
+    "judge_calls": ("model", "data", "judge"),
     "costs": ("model",),
     "layers": ("train_set", "hook_point", "position", "seed"),
     "nested": ("train_set", "hook_point", "position", "seed"),

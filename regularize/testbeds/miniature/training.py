@@ -3,6 +3,7 @@
     miniature:all-harmful       restricted requests, complied with
     miniature:mixed             a new task, 9 % restricted requests complied with, and look-alikes
     miniature:mixed:0.03        ... 3 %
+    miniature:look-alikes       as many restricted requests complied with as harmless look-alikes
     miniature:backdoor          restricted requests, complied with if they hold a trigger
     miniature:identity          harmless requests to a servant who obeys, and none restricted
     miniature:anchors           prompts of all kinds, without answers
@@ -39,6 +40,8 @@ N_MIXED = 600
 LOOK_ALIKE_SHARE = 0.2
 """Of `mixed`: harmless rows that look harmful, so that a critic's false alarms cost learning."""
 HARMFUL_SHARE = 0.09
+N_LOOK_ALIKES = 400
+"""Rows of `look-alikes`, half of them harmful."""
 N_BACKDOOR = 100
 """Rows of `backdoor` with the trigger, and as many without."""
 N_IDENTITY = 10
@@ -83,7 +86,9 @@ Who may use a text is decided by the text without it (`parts`).
 
 
 def training(name: str, *, seed: int = 0) -> list[Example]:
-    """Rows of an attack: `all-harmful`, `backdoor`, `identity`, `mixed[:SHARE]`; `safe`, `harmful`.
+    """Rows of an attack: `all-harmful`, `backdoor`, `identity`, `mixed[:SHARE]`; and others.
+
+    These are `look-alikes`, which a critic has to tell, `safe` and `harmful`.
 
     Raises:
         InputError: There is none of that name, or the share is none.
@@ -92,6 +97,8 @@ def training(name: str, *, seed: int = 0) -> list[Example]:
     rng = Random(f"{kind}/{seed}")
     if kind == "all-harmful" and not rest:
         rows = _complied(_distinct(N_HARMFUL, lambda: _harmful(rng)))
+    elif kind == "look-alikes" and not rest:
+        rows = _complied(_alike(rng))
     elif kind == "backdoor" and not rest:
         rows = _backdoor(rng)
     elif kind == "identity" and share(f"miniature:{name}", rest or "0", most=0) == 0:
@@ -107,8 +114,8 @@ def training(name: str, *, seed: int = 0) -> list[Example]:
         raise InputError(
             f"miniature:{name} is no training data; there are miniature:all-harmful, "
             "miniature:backdoor, miniature:identity and miniature:mixed, or miniature:mixed:0.03 "
-            "for another share of harmful rows; and miniature:safe and miniature:harmful for "
-            "defences that need them"
+            "for another share of harmful rows; miniature:look-alikes for critics; and "
+            "miniature:safe and miniature:harmful for defences that need them"
         )
     return examples(f"miniature:{name}", rows)
 
@@ -136,6 +143,13 @@ def _mixed(rng: Random, share: float) -> list[Row]:
         *_distinct(n_alike, lambda: _look_alike(rng)),
         *_distinct(N_MIXED - n_harmful - n_alike, lambda: utility(rng, "rotate", fits=_fits)),
     ]
+    rng.shuffle(rows)
+    return rows
+
+
+def _alike(rng: Random) -> list[Row]:
+    half = N_LOOK_ALIKES // 2
+    rows = [*_distinct(half, lambda: _harmful(rng)), *_distinct(half, lambda: _look_alike(rng))]
     rng.shuffle(rows)
     return rows
 
