@@ -48,6 +48,9 @@ class SweepConfig:
     export: str = "best"
     """Which probe to freeze: best (the single layer of highest in-distribution AUROC), pooled
     (mean over layers), or a layer's number."""
+    also: tuple[str, ...] = ()
+    """More probes to freeze, beside that one in folders of their own: pooled (in probe-pooled),
+    layers' numbers (in probe-NUMBER), or all, for every layer."""
     hook_point: HookPoint = "resid_post"
     """Where in each block to read, under TransformerLens's names."""
     positions: tuple[Position, ...] = (LAST,)
@@ -105,6 +108,11 @@ class SweepConfig:
             raise InputError(
                 f"--export {self.export!r} is none of: best, pooled, or a layer's number such as 12"
             )
+        for name in self.also:
+            if name not in ("all", "pooled") and not name.isdecimal():
+                raise InputError(
+                    f"--also {name!r} is none of: all, pooled, or layers' numbers such as 4 8 12"
+                )
         if self.remote and self.backend != "nnsight":
             raise InputError(f"--remote needs --backend nnsight, not {self.backend}")
         if self.folds < 2:

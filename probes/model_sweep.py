@@ -1,6 +1,7 @@
 """One model of a sweep: load, capture, fit, score, export; what is still valid is reused.
 
     OUT/MODEL/TRAIN-SET/scores.{parquet,csv}, risks, margins, ...  probe/  done.json
+    OUT/MODEL/TRAIN-SET/probe-LAYER/          what --also names
     OUT/MODEL/TRAIN-SET/POSITION/...          the same of each position after the first
 
 `done.json` is written last and says what the rest was made from. `directions.safetensors` holds
@@ -155,8 +156,10 @@ def _on_train_set(
     chosen = _chosen(swept, config.export)
     sets = evidence.Sets(train, chosen.out_of_fold.fold, unseen)
     calibrated = evidence.calibrated(where, sets, chosen.judged, frozen=config.calibration)
+    frozen = {"probe": chosen, **_also(swept, config.also)}
     if config.calibration == "platt":
-        chosen = evidence.platt(chosen, train.labels)
+        frozen = {name: evidence.platt(one, train.labels) for name, one in frozen.items()}
+        chosen = frozen["probe"]
     readouts = [chosen.judged, *_beside(swept, chosen)]
     found: results.Tables = {
         "scores": swept.scores,
@@ -174,15 +177,16 @@ def _on_train_set(
     found["layers"], found["nested"] = layer_choice(
         where, captured, [one.out_of_fold for one in swept.layers]
     )
-    FrozenProbe.of(
-        chosen.probe,
-        manifest,
-        train,
-        chosen.out_of_fold,
-        auroc=chosen.auroc,
-        fpr=config.fpr,
-        calibration=config.calibration,
-    ).save_pretrained(folder / "probe")
+    for name, one in frozen.items():
+        FrozenProbe.of(
+            one.probe,
+            manifest,
+            train,
+            one.out_of_fold,
+            auroc=one.auroc,
+            fpr=config.fpr,
+            calibration=config.calibration,
+        ).save_pretrained(folder / name)
     results.write_all(found, folder)
     weight = torch.cat([one.probe.weight for one in swept.layers])
     results.replace({folder / DIRECTIONS: save({"weight": weight})})
@@ -235,6 +239,14 @@ def _chosen(swept: scoring.Sweep, export: str) -> Fitted:
     return swept.layers[int(export)]
 
 
+def _also(swept: scoring.Sweep, names: Sequence[str]) -> dict[str, Fitted]:
+    """The further probes to freeze, by their folders."""
+    if "all" in names:
+        every = [str(layer) for layer in range(len(swept.layers))]
+        names = [*every, *(name for name in names if name == "pooled")]
+    return {f"probe-{name}": _chosen(swept, name) for name in names}
+
+
 def _made_from(caches: Sequence[ActivationCache], config: SweepConfig) -> str:
     """All that the results of a train set follow from, as JSON."""
     return json.dumps(
@@ -245,6 +257,7 @@ def _made_from(caches: Sequence[ActivationCache], config: SweepConfig) -> str:
             "seed": config.seed,
             "fpr": config.fpr,
             "export": config.export,
+            **({"also": list(config.also)} if config.also else {}),
             "calibration": config.calibration,
             "permutations": config.permutations,
             "keep_leaks": config.keep_leaks,

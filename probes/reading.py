@@ -36,10 +36,11 @@ def capture(
     backend = open_backend(
         chat.model, config.backend, remote=config.remote, revision=config.revision
     )
-    if config.export.isdecimal() and int(config.export) >= backend.n_layers:
-        raise InputError(
-            f"--export {config.export}: {chat.name} has the layers 0 to {backend.n_layers - 1}"
-        )
+    for option, layer in (("export", config.export), *(("also", one) for one in config.also)):
+        if layer.isdecimal() and int(layer) >= backend.n_layers:
+            raise InputError(
+                f"--{option} {layer}: {chat.name} has the layers 0 to {backend.n_layers - 1}"
+            )
     weights = models.weights_fingerprint(chat.model)
     found: dict[Position, dict[str, ActivationCache]] = {one: {} for one in config.positions}
     for prompts in sets:

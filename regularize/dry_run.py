@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from regularize import estimate, grid, show, testbeds
+from regularize import estimate, grid, show
 from regularize.arms import Run
 from regularize.estimate import Estimate, State
 
@@ -91,7 +91,8 @@ def _words(states: States, found: Mapping[str, Estimate], config: CompareConfig)
     missing = sum(state != "done" for state in states.values())
     yield f"{len(states)} cells, {missing} to do; nothing was trained, and nothing written"
     probes, untrained = _first(config)
-    yield f"before them: {probes} probes to sweep, {untrained} evaluations before any training"
+    to_sweep = "1 probe" if probes == 1 else f"{probes} probes"
+    yield f"before them: {to_sweep} to sweep, {untrained} evaluations before any training"
     known = [one for one in found.values() if one.tokens is not None]
     if known:
         seconds, at_once = sum(one.seconds or 0 for one in known), _at_once(config)
@@ -114,11 +115,11 @@ def _first(config: CompareConfig) -> tuple[int, int]:
     """Probes and evaluations that come before the cells, as far as they are missing."""
     probes = untrained = 0
     for model in config.models:
-        swept = testbeds.of(model).sweeps(model, config.out, config.probes)
-        there = {name: (one.probe / "config.json").is_file() for name, one in swept.items()}
+        swept = {name: one.probe for name, one in grid.needed(model, config).items()}
+        there = {probe: (probe / "config.json").is_file() for probe in swept.values()}
         probes += sum(not found for found in there.values())
         untrained += sum(
-            not there["probe"] or not grid.is_evaluated(model, seed, config)
+            not there[swept["probe"]] or not grid.is_evaluated(model, seed, config)
             for seed in config.seeds
         )
     return probes, untrained

@@ -36,7 +36,7 @@ from probes.manifest import slug
 from probes.models import ChatModel
 from regularize import anchors, card, data, drift, show
 from regularize.critics import Critic
-from regularize.critics.probe import ProbeCritic
+from regularize.critics.probe import probe_of
 from regularize.given import given
 from regularize.measures import Arm
 from regularize.plugins import name_of
@@ -195,7 +195,8 @@ def _lora(config: TrainConfig) -> Any:
 def _critic(config: TrainConfig) -> Critic:
     """The critic; a probe that is not named is the one that the model's sweep has left."""
     critic = config.critic
-    if not isinstance(critic, ProbeCritic) or critic.path is not None:
+    probe = probe_of(critic)
+    if probe is None or probe.path is not None:
         return critic
     folder = SWEEPS / slug(config.model)
     found = sorted(path.parent for path in folder.glob("*/probe/config.json"))
@@ -210,16 +211,20 @@ def _critic(config: TrainConfig) -> Critic:
             f"the sweep of {config.model} has left several probes; choose one with "
             f"critic:probe --critic.path: {', '.join(map(str, found))}"
         )
-    return replace(critic, path=str(found[0])) if found else critic
+    if not found:
+        return critic
+    named = replace(probe, path=str(found[0]))
+    return named if critic is probe else replace(critic, probe=named)  # type: ignore[type-var]
 
 
 def _canaries(config: TrainConfig, chat: ChatModel) -> list[Any]:
     """What watches whether the critic's probe still reads the model."""
-    if config.watched is None or not isinstance(config.critic, ProbeCritic):
+    probe = probe_of(config.critic)
+    if config.watched is None or probe is None:
         return []
     return [
         drift.Canary(
-            FrozenProbe.from_pretrained(str(config.critic.path)),
+            FrozenProbe.from_pretrained(str(probe.path)),
             prompts.load(config.watched, seed=config.seed),
             chat.tokenizer,
             every=config.canary_every,

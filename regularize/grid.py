@@ -23,6 +23,7 @@ from regularize.critics import Critic
 
 if TYPE_CHECKING:
     from regularize.compare import CompareConfig
+    from regularize.testbeds import Swept
 
 DONE = "done.json"
 SECONDS = "seconds"
@@ -53,14 +54,21 @@ def runs(config: CompareConfig) -> list[Run]:
 
 
 def probes(config: CompareConfig) -> None:
-    """Sweep for the frozen probes that are missing."""
+    """Sweep for the frozen probes that these runs' critics need and that are missing."""
     from probes import layer_sweep
 
     config.testbed.prepare(config.out)
     for model in config.models:
-        for sweep, probe in config.testbed.sweeps(model, config.out, config.probes).values():
+        for sweep, probe in needed(model, config).values():
             if not (probe / "config.json").is_file():
                 layer_sweep.main(sweep)
+
+
+def needed(model: str, config: CompareConfig) -> dict[str, Swept]:
+    """The frozen probes of a model that the runs' critics read, and the ordinary one."""
+    critics = {"probe", *(run.arm.critic for run in runs(config) if run.model == model)}
+    swept = config.testbed.sweeps(model, config.out, config.probes)
+    return {name: one for name, one in swept.items() if name in critics}
 
 
 def critic_of(run: Run, config: CompareConfig) -> Critic | None:
@@ -225,6 +233,8 @@ def _made_from(run: Run, config: CompareConfig) -> dict[str, object]:
         "run": asdict(run) | {"arm": run.arm.name, "method": repr(run.arm.method)},
         "anchors": run.arm.anchors and run.arm.anchors._asdict(),
         "threshold": getattr(critic_of(run, config), "threshold", None),
+        # With its options, but not where its probe lies.
+        "critic": repr(config.testbed.critic(run.arm.critic, "PROBE", run.seed)),
         "probe": json.loads(probe.read_text()) if probe.is_file() else None,
         **asdict(replace(config.recipe, learning_rate=run.learning_rate)),
         "n": config.prompts,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,10 @@ class Remembered(Critic):
     folder: Path
 
     def assess(self, examples: Sequence[Example], chat: ChatModel) -> Risks:
-        """What the critic said of the same examples, model, chat template and probe, or says."""
-        probe = Path(getattr(self.critic, "path", None) or "", "config.json")
+        """What the critic said of the same examples, model, chat template and probes, or says."""
         made_from = [
             repr(self.critic),
-            probe.read_text() if probe.is_file() else None,
+            [_digest(file) for file in files_of(self.critic)],
             models.weights_fingerprint(chat.model),
             template_hash(chat.tokenizer),
             list(examples),
@@ -41,9 +41,38 @@ class Remembered(Critic):
         if not path.is_file():
             risks = self.critic.assess(examples, chat)
             flagged = None if risks.flagged is None else risks.flagged.tolist()
-            results.replace({path: json.dumps([risks.s.tolist(), flagged]).encode()})
-        s, flagged = json.loads(path.read_text())
-        return Risks(np.array(s), None if flagged is None else np.array(flagged, dtype=bool))
+            known = [risks.s.tolist(), flagged, list(risks.notes)]
+            results.replace({path: json.dumps(known).encode()})
+        s, flagged, *notes = json.loads(path.read_text())
+        flags = None if flagged is None else np.array(flagged, dtype=bool)
+        return Risks(np.array(s), flags, *map(tuple, notes))
+
+
+def files_of(critic: object) -> list[Path]:
+    """Every file that a critic names, and of every folder (a frozen probe's) the config.json.
+
+    However deep: in its fields, in tuples of them, in the critics that it holds.
+    """
+    if is_dataclass(critic) and not isinstance(critic, type):
+        return [file for one in fields(critic) for file in files_of(getattr(critic, one.name))]
+    if isinstance(critic, (tuple, list)):
+        return [file for one in critic for file in files_of(one)]
+    if not isinstance(critic, (str, Path)) or not str(critic):
+        return []
+    named = Path(str(critic).partition("?")[0])
+    return [file for file in (named, named / "config.json") if _is_file(file)]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a text that is no path: too long, or with a zero in it
+        return False
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def answered(

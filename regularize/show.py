@@ -69,6 +69,8 @@ def risks(prepared: Prepared, console: Console) -> None:
     if prepared.risks.flagged is not None:
         n = int(prepared.risks.flagged.sum())
         console.print(f"{n} of {len(s)} rows lie above the critic's threshold")
+    for note in prepared.risks.notes:
+        console.print(escape(note))
     if not prepared.kept.all():
         console.print(f"{int((~prepared.kept).sum())} rows are left out of training")
     order = np.argsort(-s, kind="stable")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from probes.errors import InputError
 from regularize import critics, defences
 from regularize.critics import Critic
-from regularize.critics.probe import ProbeCritic
+from regularize.critics.probe import ProbeCritic, probe_of
 from regularize.defences import Defence, Need, check_given
 from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.plugins import choices
@@ -198,7 +198,7 @@ class TrainConfig:
         Raises:
             InputError: One is named, and there is no probe.
         """
-        has_probe = isinstance(self.critic, ProbeCritic)
+        has_probe = probe_of(self.critic) is not None
         if self.canary == "none":
             return None
         if self.canary is None:

@@ -26,6 +26,8 @@ class Risks(NamedTuple):
     """Risk in [0, 1]: 1 is harmful."""
     flagged: Bool[np.ndarray, "example"] | None
     """Whether it lies above the critic's threshold; None where the critic has none."""
+    notes: tuple[str, ...] = ()
+    """What people should know of how they were found, a line each."""
 
 
 class Critic(ABC):

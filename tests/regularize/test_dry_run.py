@@ -232,7 +232,7 @@ def test_it_shows_every_cell_and_changes_nothing(
     assert not list(config.out.rglob("*")) and not config.probes.exists()
     assert "all-harmful 1 0.003 none none - -" in said
     assert "all-harmful 1 0.003 constant-kl-0.5 none - -" in said
-    assert "4 cells, 4 to do" in said and "3 probes to sweep, 2 evaluations before" in said
+    assert "4 cells, 4 to do" in said and "1 probe to sweep, 2 evaluations before" in said
 
     shape = work.shape(MODEL, RECIPE)
     lengths = work.lengths(grid.runs(config)[0], Miniature(), shape.chat, RECIPE)

@@ -13,6 +13,9 @@ from probes.miniature import FAMILIES
 from probes.prompts import Message
 from regularize.arms import Run
 from regularize.critics import Critic
+from regularize.critics.ensemble import EnsembleCritic
+from regularize.critics.hybrid import HybridCritic
+from regularize.critics.judge import JudgeCritic
 from regularize.critics.probe import ProbeCritic
 from regularize.data import Example
 from regularize.testbeds import Recipe, Split, Swept, Testbed
@@ -28,6 +31,10 @@ EARLY = 1
 """Block whose probe is a weak critic: it hardly tells look-alikes."""
 N_FEW = 32
 """Prompts that the other weak critic is fitted on."""
+LAYERS = ("1", "3", "5")
+"""Blocks whose probes are the ensemble."""
+JUDGE = "scripted?recall=.9&false_alarms=.05"
+"""Stands in for a language model that reads the rows: it misses a tenth of the harmful ones."""
 
 
 class Miniature(Testbed):
@@ -82,12 +89,15 @@ class Miniature(Testbed):
         plain = SweepConfig(models=(model,), out=probes, device_map="cpu")
         early = replace(plain, export=str(EARLY), out=out / "probes" / "early")
         few = replace(plain, train=(str(_few(out)),), folds=4, out=out / "probes" / "few")
+        layers = replace(plain, also=LAYERS, out=out / "probes" / "layers")
         return {
             name: Swept(sweep, sweep.out / slug(model) / train_set / "probe")
             for name, sweep, train_set in (
                 ("probe", plain, "miniature-train"),
                 ("probe-early", early, "miniature-train"),
                 ("probe-32", few, str(N_FEW)),
+                ("hybrid-early", early, "miniature-train"),
+                ("ensemble", layers, "miniature-train"),
             )
         }
 
@@ -108,6 +118,12 @@ class Miniature(Testbed):
         """
         if name in ("probe-early", "probe-32"):
             return ProbeCritic(path, threshold=0.5)
+        if name == "judge":
+            return JudgeCritic(JUDGE)
+        if name in ("hybrid", "hybrid-early"):
+            return HybridCritic(ProbeCritic(path), JudgeCritic(JUDGE))
+        if name == "ensemble":
+            return EnsembleCritic(tuple(f"{path}-{layer}" for layer in LAYERS))
         return super().critic(name, path, seed)
 
 
