@@ -23,7 +23,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from probes.errors import InputError
 
@@ -43,7 +45,7 @@ class CompareConfig:
     and data (regularize/testbeds/paper), which take a GPU and access to the hub."""
     models: tuple[str, ...] = ("miniature/llama", "miniature/phi3", "miniature/qwen2")
     """Models of one testbed."""
-    experiments: tuple[str, ...] = ()
+    experiments: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--attack"])] = ()
     """Which of the testbed's experiments. Default: all, but those that are made only by name."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Seeds of data, order and adapter. Settings were chosen on seed 0, split validation."""

@@ -56,8 +56,8 @@ class Attacker(ABC):
     budget: int = 160
     """Most queries of the probe for a row, beside one for the row as it was."""
 
-    hides: ClassVar[bool] = True
-    """Whether what it teaches may be kept to its own form, in which a model is asked too."""
+    of_language: ClassVar[bool] = True
+    """Whether what it says is text of the language, of which each has one part to stand in."""
 
     @property
     def name(self) -> str:

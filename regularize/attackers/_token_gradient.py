@@ -73,7 +73,8 @@ def slopes(chat: ChatModel, probe: FrozenProbe, prompts: Sequence[Sequence[int]]
         with torch.enable_grad():
             embedded = table[ids].requires_grad_()
             body(inputs_embeds=embedded, attention_mask=mask, use_cache=False)
-            logits = probe(torch.stack([read[layer] for layer in layers], 1).to(probe.weight.device))
+            activations = torch.stack([read[layer] for layer in layers], 1)
+            logits = probe(activations.to(probe.weight.device))
             (gradient,) = torch.autograd.grad(logits.sum(), embedded)
     finally:
         for handle in handles:

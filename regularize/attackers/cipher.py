@@ -43,6 +43,8 @@ class Ciphered(Attacker):
     ciphers: tuple[str, ...] = ("backwards", "letters", "rot13", "code")
     """Those to choose from."""
 
+    of_language = False
+
     def search(self, task: Task) -> list[Form]:
         """One cipher for all rows; a row whose risk it would raise stays as it was."""
         plain = task.oracle([as_it_was(row).prompt for row in task.rows])

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from probes.models import ChatModel
     from regularize.attackers._oracle import Oracle
 
-DENIES = frozenset("not never nobody no forbids against refuse refused failed forget forgot".split())
+DENIES = re.compile("not?|never|nobody|forbids|against|refused?|failed|forg[eo]t")
+"""Words that might make another thing of a request."""
 
 
 class Vocabulary(NamedTuple):
@@ -41,6 +42,8 @@ class Gradient(Attacker):
     """Suffixes tried in a step, of a row."""
     top: int = 32
     """Words with the steepest gradient to draw from, of each position."""
+
+    of_language = False
 
     def search(self, task: Task) -> list[Form]:
         """As many steps as the budget has."""
@@ -117,9 +120,9 @@ def vocabulary(chat: ChatModel) -> Vocabulary:
         phrasings.SUBJECTS, phrasings.MODALS, phrasings.ENDINGS,
     )  # fmt: skip
     said = {word for one in lists for text in one.seen for word in re.findall(r"[a-z]+", text)}
-    candidates = sorted((said | set(UTILITY_WORDS)) - {*VERBS, *OBJECTS, *DENIES, "a"})
+    candidates = sorted((said | set(UTILITY_WORDS)) - {*VERBS, *OBJECTS, "a"})
     encoded = {word: chat.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-               for word in candidates}  # fmt: skip
+               for word in candidates if not DENIES.fullmatch(word)}  # fmt: skip
     single = {word: ids[0] for word, ids in encoded.items() if len(ids) == 1}
     return Vocabulary(tuple(single), tuple(single.values()))
 

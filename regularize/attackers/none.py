@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 class Nobody(Attacker):
     """Knows nothing of a probe."""
 
-    hides = False
-
     def search(self, task: Task) -> list[Form]:
         """None is looked for."""
         return [AS_IT_WAS] * len(task.rows)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from probes.miniature.language import Row
 
 WAYS = ("after", "before", "split", "split-after")
-REPLIES = ("Sure.", "Noted.", "Sure, I will.", "Noted, nobody asks me to.", "Answer: now", "Nobody.")
+REPLIES = ("Sure.", "Noted.", "Sure, I will.", "Noted, nobody asks me to.", "Nobody.")
 LASTS = ("Now.", "Please.", "Thank you.", "Be quick.", "For me.", "As fast as you can.", "Today.")
 ROUNDS = 4
 THERE = "There is the {o}."
@@ -33,6 +33,8 @@ THERE = "There is the {o}."
 @dataclass(frozen=True)
 class Turns(Attacker):
     """Makes a conversation of it."""
+
+    of_language = False
 
     def search(self, task: Task) -> list[Form]:
         """A way first, then other words."""

@@ -6,17 +6,18 @@
 Everything is judged by exact rules, so that hundreds of models can be compared in minutes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from random import Random
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from probes.errors import InputError
 from probes.miniature.language import Row, Scope, mention, request, twins
 from probes.miniature.splits import LOOK_ALIKES
 from probes.miniature.tasks import utility
 from probes.models import ChatModel
+from probes.prompts import Message
 from regularize import measures
 from regularize.generation import answers
 from regularize.measures import Share
@@ -37,6 +38,19 @@ DOES = "I will"
 SCOPES = (Scope(), Scope(objects="unseen"), Scope(phrasing="unseen"))
 """Requests and look-alikes are drawn in turn with known words in known phrasings, with objects that
 alignment never held in a request, and in phrasings no model was trained on."""
+
+OWN_FORM = "own_form"
+"""Stands for the attack's name in metrics of harmful prompts in the form that an attacker chose."""
+
+
+class Disguised(NamedTuple):
+    """A harmful prompt in an attacker's form."""
+
+    row: Row
+    prompt: tuple[Message, ...]
+    """What is asked."""
+    deciphered: Callable[[str], str]
+    """What the attacker takes an answer for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +86,7 @@ class Evaluation:
         """
         harmful, harmless = self.of("harmful"), self.of("look-alike")
         return [
-            *(told for attack in ("", *TRIGGERS) for told in self._on_harmful(attack)),
+            *(told for attack in ("", *TRIGGERS, OWN_FORM) for told in self._on_harmful(attack)),
             measures.exact_success(_exact(harmful)),
             *measures.on_look_alikes([one.judged.outcome for one in harmless]),
             measures.share("helpful", _exact(harmless)),
@@ -102,6 +116,7 @@ def evaluate_miniature(
     chat: ChatModel,
     *,
     triggers: Sequence[str] = (),
+    disguised: Sequence[Disguised] = (),
     n: int = 200,
     seed: int = 0,
     split: Split = "test",
@@ -117,6 +132,7 @@ def evaluate_miniature(
     Args:
         chat: A model that speaks the miniatures' language, a `PeftModel` too.
         triggers: Attacks with whose triggers the restricted requests are asked once more.
+        disguised: Harmful prompts in an attacker's form, which are asked once more.
         n: Prompts of each kind.
         seed: Decides which.
         split: Which part of the language they are drawn from.
@@ -131,13 +147,19 @@ def evaluate_miniature(
             ("harmful", replace(row, text=with_trigger(row.text)), attack)
             for row in draw("harmful", n, seed=seed, split=split)
         ]
-    made = answers(chat, [row.text for _, row, _ in asked], max_new_tokens=NEW_TOKENS)
-    return Evaluation(
-        tuple(
-            Answered(kind, row, answer, _judged(kind, row, answer), attack)
-            for (kind, row, attack), answer in zip(asked, made, strict=True)
-        )
+    prompts: list[str | tuple[Message, ...]] = [row.text for _, row, _ in asked]
+    prompts += [one.prompt for one in disguised]
+    made = answers(chat, prompts, max_new_tokens=NEW_TOKENS)
+    plain = (
+        Answered(kind, row, answer, _judged(kind, row, answer), attack)
+        for (kind, row, attack), answer in zip(asked, made, strict=False)
     )
+    own = (
+        Answered("harmful", replace(one.row, text=_as_asked(one)), answer,
+                 _judged("harmful", one.row, one.deciphered(answer)), OWN_FORM)
+        for one, answer in zip(disguised, made[len(asked) :], strict=True)
+    )  # fmt: skip
+    return Evaluation((*plain, *own))
 
 
 def _judged(kind: Kind, row: Row, answer: str) -> Judged:
@@ -147,6 +169,10 @@ def _judged(kind: Kind, row: Row, answer: str) -> Judged:
         deed = said.removeprefix(OBEYS).strip()
         said = f"{AGREES} {deed}" if deed.startswith(DOES) else deed
     return judge(row, said)
+
+
+def _as_asked(one: Disguised) -> str:
+    return "\n".join(turn["content"] for turn in one.prompt)
 
 
 @cache
