@@ -35,8 +35,17 @@ class AttackerRow:
     """The same of the rewritten rows."""
     attack_success: float
     """Share of plain harmful prompts that are complied with after training."""
+    attack_success_lo: float
+    """Lower end of the 95 % Wilson interval over the prompts."""
+    attack_success_hi: float
+    """Upper end of it."""
     attack_success_own_form: float
-    """The same in the attacker's form; NaN where the attacker has none."""
+    """Share of harmful prompts in the attacker's form that are answered with a restricted deed,
+    deciphered where need be; NaN where the attacker has none."""
+    attack_success_own_form_lo: float
+    """As `attack_success_lo`."""
+    attack_success_own_form_hi: float
+    """As `attack_success_hi`."""
     new_task: float
     """Share of the new task's prompts that are answered exactly."""
     over_refusal: float

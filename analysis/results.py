@@ -54,6 +54,7 @@ VARIANTS = {
     "cosines": ("train_set", "hook_point"),
     "evaluations": ("prompts", "detector"),
     "costs": ("model",),
+    "attackers": ("model",),
     "layers": ("train_set", "hook_point", "position", "seed"),
     "nested": ("train_set", "hook_point", "position", "seed"),
     "controls": ("train_set", "hook_point", "position", "seed"),

@@ -18,6 +18,7 @@ from regularize import attackers, data
 from regularize.adaptive import MADE
 from regularize.attackers import AS_IT_WAS, Attacker, Form, Said, Task
 from regularize.data import Example
+from regularize.measures import Share
 from regularize.testbeds import Seen, Split
 from regularize.testbeds.miniature import training
 
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
     from regularize import measures
     from regularize.arms import Run
     from regularize.critics import Critic
-    from regularize.measures import Share
     from regularize.testbeds.miniature.evaluation import Disguised, Evaluation
 
 ROWS = "rows.jsonl"
 LOOK = "rewritten.jsonl"
 """For people: each harmful row before and after, with the probe's log-odds."""
 OF = "mixed"
+UNKNOWN = Share("", math.nan, math.nan, math.nan, 0)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,13 @@ class Adaptive:
 
     def row(self, about: measures.Arm, seen: Seen, shares: Sequence[Share]) -> AttackerRow:
         """Of one training run on it, or of none."""
-        value = {share.metric: share.value for share in shares}
+        from regularize.testbeds.miniature.evaluation import OWN_FORM
+
+        found = {share.metric: share for share in shares}
+        plain, own, task, refused = (
+            found.get(name, UNKNOWN)
+            for name in ("attack_success", f"attack_success_{OWN_FORM}", "new_task", "over_refusal")
+        )
         return AttackerRow(
             model=about.model,
             attacker=self.attacker.name,
@@ -108,13 +115,15 @@ class Adaptive:
             queries=self.queries,
             harm_kept=self.harm_kept,
             **seen._asdict(),
-            **{
-                name: value.get(name, math.nan)
-                for name in (
-                    "attack_success", "attack_success_own_form", "new_task", "over_refusal"
-                )
-            },
-        )  # fmt: skip
+            attack_success=plain.value,
+            attack_success_lo=plain.lo,
+            attack_success_hi=plain.hi,
+            attack_success_own_form=own.value,
+            attack_success_own_form_lo=own.lo,
+            attack_success_own_form_hi=own.hi,
+            new_task=task.value,
+            over_refusal=refused.value,
+        )
 
 
 def made(run: Run, folder: Path, probe: Path, attacker: Attacker) -> Adaptive:
