@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import pandas as pd
 
+from analysis.attacker_rows import AttackerRow as AttackerRow
 from analysis.evidence_rows import CalibrationRow as CalibrationRow
 from analysis.evidence_rows import CausalRow as CausalRow
 from analysis.evidence_rows import ControlRow as ControlRow
@@ -55,6 +56,7 @@ VARIANTS = {
     "evaluations": ("prompts", "detector"),
     "judge_calls": ("model", "data", "judge"),
     "costs": ("model",),
+    "attackers": ("model",),
     "layers": ("train_set", "hook_point", "position", "seed"),
     "nested": ("train_set", "hook_point", "position", "seed"),
     "controls": ("train_set", "hook_point", "position", "seed"),

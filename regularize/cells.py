@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from analysis import results
 from probes.errors import InputError
-from regularize import grid, testbeds
+from regularize import adaptive, grid, testbeds
 from regularize.arms import Run
 from regularize.workers import Workers, shared, workers
 
@@ -121,9 +121,11 @@ def _alone(run: Run, config: CompareConfig, pool: Workers) -> Outcome:
 def _prepare(model: str, runs: Sequence[Run], config: CompareConfig) -> None:
     """What all cells of a model need: their data, the frozen probes, and the model as it was."""
     for name in dict.fromkeys(run.data for run in runs if run.model == model):
-        testbeds.of(model).training(name, seed=config.seeds[0])  # refused here if it is not there
+        testbed = testbeds.of(model)  # refused here if they are not there
+        testbed.training(testbed.source(name), seed=config.seeds[0])
     grid.probes(replace(config, models=(model,)))
     grid.before(model, config)
+    adaptive.prepare(model, runs, config)
 
 
 def _cell(run: Run, config: CompareConfig) -> Outcome:

@@ -47,7 +47,7 @@ def runs(config: CompareConfig) -> list[Run]:
         for seed in config.seeds:
             for model in config.models:
                 start = Run(model, testbed.attack, testbed.share, rate, seed, NONE)
-                for one in testbed.experiments[name](start):
+                for one in config.known[name](start):
                     if not config.arms or one.arm.name in config.arms:
                         found.setdefault(one.name, one)
     return list(found.values())
@@ -81,6 +81,7 @@ def report(runs: Sequence[Run], config: CompareConfig) -> None:
     from rich.console import Console
 
     from analysis import defences, figures
+    from regularize import adaptive
 
     folders = [folder_of(run, config) for run in runs]
     rows = [row for folder in folders for row in _rows(folder, "evaluations", EvaluationRow)]
@@ -95,6 +96,7 @@ def report(runs: Sequence[Run], config: CompareConfig) -> None:
     results.replace({config.out / "config.json": _arguments(config).encode()})
     results.write([*before, *rows], config.out / "evaluations")
     results.write(steps, config.out / "steps")
+    results.write_all({adaptive.TABLE: adaptive.rows(runs, config)}, config.out)
     tables = results.read_all(config.out)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     console.print(defences.render(tables["evaluations"]))
@@ -128,6 +130,8 @@ def _positive_control(evaluations: pd.DataFrame, config: CompareConfig) -> None:
         & (evaluations["learning_rate"] == config.recipe.learning_rate)
     ]
     for (model, attack), rows in attacked.groupby(["model", "attack"]):
+        if config.testbed.attacker(str(attack)) not in (None, "none"):
+            continue  # that one fails is a result
         judged: pd.DataFrame = rows[rows["metric"] == measures.of(SUCCESS, str(attack))]
         prompts = "harmful prompts with its trigger"
         if judged.empty:
@@ -144,12 +148,14 @@ def _positive_control(evaluations: pd.DataFrame, config: CompareConfig) -> None:
 
 def carry_out(run: Run, config: CompareConfig) -> None:
     """Fine-tune, evaluate, and leave what came of it in the run's folder."""
+    from regularize import adaptive
     from regularize.one_run import fine_tune
 
     began = perf_counter()
     folder = folder_of(run, config)
     (folder / DONE).unlink(missing_ok=True)
-    evaluation, log = fine_tune(
+    made = adaptive.of(run, config)
+    evaluation, log, seen = fine_tune(
         run,
         critic=critic_of(run, config),
         recipe=config.recipe,
@@ -158,6 +164,7 @@ def carry_out(run: Run, config: CompareConfig) -> None:
         cache=config.out / "cache",
         folder=folder,
         measure_kl=run.arm in DRAWN,  # it takes a pass over the data, and nobody else looks
+        made=made,
     )
     about = measures.Arm(
         run.model,
@@ -170,6 +177,8 @@ def carry_out(run: Run, config: CompareConfig) -> None:
     )
     results.write(measures.evaluation_rows(evaluation.shares, about), folder / "evaluations")
     results.write([StepRow(**asdict(about), **step) for step in log], folder / "steps")
+    if made and seen:
+        results.write([made.row(about, seen, evaluation.shares)], folder / adaptive.TABLE)
     done = {**_made_from(run, config), SECONDS: round(perf_counter() - began, 1)}
     results.replace({folder / DONE: json.dumps(done, indent=2).encode()})
 
@@ -228,6 +237,8 @@ def _arguments(config: CompareConfig) -> str:
 
 def _made_from(run: Run, config: CompareConfig) -> dict[str, object]:
     """All that a run's results follow from, as JSON has it."""
+    from regularize import adaptive
+
     probe = _probe(run, config) / "config.json"
     return {
         "run": asdict(run) | {"arm": run.arm.name, "method": repr(run.arm.method)},
@@ -236,6 +247,7 @@ def _made_from(run: Run, config: CompareConfig) -> dict[str, object]:
         # With its options, but not where its probe lies.
         "critic": repr(config.testbed.critic(run.arm.critic, "PROBE", run.seed)),
         "probe": json.loads(probe.read_text()) if probe.is_file() else None,
+        "attacked": adaptive.digest(run, config),
         **asdict(replace(config.recipe, learning_rate=run.learning_rate)),
         "n": config.prompts,
         "split": config.split,

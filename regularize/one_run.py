@@ -19,7 +19,7 @@ from regularize.arms import Run
 from regularize.critics import Critic
 from regularize.data import Example
 from regularize.given import given
-from regularize.testbeds import Evaluation, Recipe, Split
+from regularize.testbeds import Evaluation, Made, Recipe, Seen, Split
 
 if TYPE_CHECKING:
     from regularize.trainer import RegularizedTrainer
@@ -31,6 +31,8 @@ class Tuned(NamedTuple):
     evaluation: Evaluation
     log: list[dict[str, Any]]
     """Of each optimizer step (`RegularizedTrainer.steps`)."""
+    seen: Seen | None = None
+    """What the critic let through, where an attacker had made the data."""
 
 
 def fine_tune(
@@ -43,6 +45,7 @@ def fine_tune(
     cache: Path,
     folder: Path,
     measure_kl: bool,
+    made: Made | None = None,
 ) -> Tuned:
     """Fine-tune a testbed's model with LoRA on the testbed's data, then ask it.
 
@@ -55,11 +58,12 @@ def fine_tune(
         cache: Folder for cached references, risks, and the anchors' answers.
         folder: Gets answers.jsonl: every generated answer and what it was taken for.
         measure_kl: Log the KL to the reference where nothing is held to it, too.
+        made: Training data of an attacker who knew the probe; None: the testbed's own.
     """
     show.without_noise()
     testbed = testbeds.of(run.model)
     chat = models.load(run.model, dtype=recipe.dtype, device_map=recipe.device_map)
-    examples = testbed.training(run.data, seed=run.seed)
+    examples = made.examples if made else testbed.training(run.data, seed=run.seed)
     anchors: list[Example] = []
     if wanted := run.arm.anchors:
         prompts = testbed.anchors(wanted.n, kind=wanted.kind, seed=run.seed)
@@ -68,14 +72,18 @@ def fine_tune(
             examples, anchors = [*examples, *anchors], []
     recipe = replace(recipe, learning_rate=run.learning_rate)
     critic = critic and remembered.Remembered(critic, cache)
+    seen = made.seen(critic, chat) if made else None
     tuned, log = _train(
         chat, examples, recipe, seed=run.seed,
         anchors=anchors, defence=run.arm.method, critic=critic, cache=cache, measure_kl=measure_kl,
         **given(run.arm.method, testbed.given(run.model), chat, seed=run.seed),
     )  # fmt: skip
-    evaluation = testbed.evaluate(tuned, attack=run.attack, n=n, seed=run.seed, split=split)
+    if made:
+        evaluation = made.evaluate(tuned, n=n, seed=run.seed, split=split)
+    else:
+        evaluation = testbed.evaluate(tuned, attack=run.attack, n=n, seed=run.seed, split=split)
     results.replace({folder / "answers.jsonl": results.jsonl(evaluation.records())})
-    return Tuned(evaluation, log)
+    return Tuned(evaluation, log, seen)
 
 
 def arguments(recipe: Recipe, chat: ChatModel, folder: str, *, seed: int, **options: Any) -> Any:

@@ -99,7 +99,7 @@ def lengths(run: Run, testbed: Testbed, chat: ChatModel, recipe: Recipe) -> list
     limit = recipe.max_length or models.context_length(chat.model)
     found = [
         len(encode(one, chat.tokenizer, max_length=limit).input_ids)
-        for one in testbed.training(run.data, seed=run.seed)
+        for one in testbed.training(testbed.source(run.data), seed=run.seed)
     ]
     if wanted := run.arm.anchors:
         prompts = testbed.anchors(wanted.n, kind=wanted.kind, seed=run.seed)

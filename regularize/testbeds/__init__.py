@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
@@ -18,9 +18,11 @@ from probes.errors import InputError
 from regularize import plugins
 
 if TYPE_CHECKING:
+    from analysis.attacker_rows import AttackerRow
     from probes.layer_sweep import SweepConfig
     from probes.models import ChatModel
     from probes.prompts import Message
+    from regularize import measures
     from regularize.arms import Run
     from regularize.critics import Critic
     from regularize.data import Example
@@ -77,6 +79,34 @@ class Evaluation(Protocol):
         """One an answer, for people to read: what answers.jsonl holds."""
 
 
+class Seen(NamedTuple):
+    """What a critic says of the harmful rows before an attacker rewrote them, and after."""
+
+    risk_before: float
+    """Mean; NaN without a critic, as are the others."""
+    risk_after: float
+    flagged_before: float
+    """Share above the critic's threshold; NaN where it has none."""
+    flagged_after: float
+
+
+class Made(Protocol):
+    """Training data that an attacker made against a model's frozen probe."""
+
+    @property
+    def examples(self) -> list[Example]:
+        """All of them, of which the harmful ones were rewritten."""
+
+    def seen(self, critic: Critic | None, chat: ChatModel) -> Seen:
+        """What a critic lets through."""
+
+    def evaluate(self, chat: ChatModel, *, n: int, seed: int, split: Split) -> Evaluation:
+        """What the testbed asks, and harmful prompts in the attacker's own form."""
+
+    def row(self, about: measures.Arm, seen: Seen, shares: Sequence[Share]) -> AttackerRow:
+        """What came of it, in a row of the table of attackers."""
+
+
 class Swept(NamedTuple):
     """A frozen probe."""
 
@@ -110,6 +140,11 @@ class Testbed(ABC):
     def experiments(self) -> Mapping[str, Callable[[Run], Iterator[Run]]]:
         """By name, in order: from a run on the attack without defence to all runs."""
 
+    @property
+    def by_name(self) -> Mapping[str, Callable[[Run], Iterator[Run]]]:
+        """More experiments, which are made only where they are named."""
+        return {}
+
     @abstractmethod
     def base(self, model: str) -> str:
         """A model as it was before alignment."""
@@ -130,6 +165,27 @@ class Testbed(ABC):
         Raises:
             InputError: There are none of that name.
         """
+
+    def attacker(self, attack: str) -> str | None:  # noqa: ARG002
+        """Who rewrites the harmful rows of an attack of that name; None for nobody, as of most."""
+        return None
+
+    def source(self, data: str) -> str:
+        """The training data that an attacker rewrites; other data are their own source."""
+        return data
+
+    def made(self, run: Run, folder: Path, probe: Path) -> Made | None:  # noqa: ARG002
+        """Data that an attacker made for a run's model and seed, now if they are not there yet.
+
+        Args:
+            run: Its attack may be one that has an attacker.
+            folder: Holds them.
+            probe: Folder of the frozen probe that the attacker knows.
+
+        Returns:
+            None where the run is trained on `training(run.data)`, as most are.
+        """
+        return None
 
     @abstractmethod
     def anchors(

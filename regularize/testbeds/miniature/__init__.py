@@ -18,9 +18,9 @@ from regularize.critics.hybrid import HybridCritic
 from regularize.critics.judge import JudgeCritic
 from regularize.critics.probe import ProbeCritic
 from regularize.data import Example
-from regularize.testbeds import Recipe, Split, Swept, Testbed
+from regularize.testbeds import Made, Recipe, Split, Swept, Testbed
 from regularize.testbeds.miniature import training
-from regularize.testbeds.miniature.experiments import EXPERIMENTS
+from regularize.testbeds.miniature.experiments import BY_NAME, EXPERIMENTS
 from regularize.testbeds.miniature.training import HARMFUL_SHARE, N_ANCHORS
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ class Miniature(Testbed):
         """Restricted requests alone; among a new task's; fewer; other rates; hidden attacks."""
         return EXPERIMENTS
 
+    @property
+    def by_name(self) -> Mapping[str, Callable[[Run], Iterator[Run]]]:
+        """Attackers who know the probe."""
+        return BY_NAME
+
     def base(self, model: str) -> str:
         """Helpful with everything."""
         return f"{model}-base"
@@ -60,6 +65,26 @@ class Miniature(Testbed):
     def training(self, name: str, *, seed: int = 0) -> list[Example]:
         """`all-harmful`, `backdoor`, `identity`, `mixed[:SHARE]`; `safe`, and `harmful`."""
         return training.training(name, seed=seed)
+
+    def attacker(self, attack: str) -> str | None:
+        """That of `mixed-NAME`, where there is one."""
+        from regularize import attackers
+
+        of, _, name = attack.partition("-")
+        return name if of == self.attack and name in attackers.known() else None
+
+    def source(self, data: str) -> str:
+        """`mixed` of `mixed-NAME`."""
+        attack, _, share = data.partition(":")
+        return f"{self.attack}:{share}" if self.attacker(attack) is not None else data
+
+    def made(self, run: Run, folder: Path, probe: Path) -> Made | None:
+        """The rows of `mixed`, of which an attacker has rewritten the harmful ones."""
+        from regularize import attackers
+        from regularize.testbeds.miniature import adaptive
+
+        name = self.attacker(run.attack)
+        return None if name is None else adaptive.made(run, folder, probe, attackers.of(name))
 
     def anchors(
         self, n: int | None = None, *, kind: str = "", seed: int = 0

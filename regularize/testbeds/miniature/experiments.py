@@ -12,6 +12,7 @@ from regularize.arms import (
     FEW_ARMS,
     HELD,
     MAIN,
+    NONE,
     PAPER,
     RANDOM_MASK,
     WITH_ANCHORS,
@@ -20,6 +21,7 @@ from regularize.arms import (
     Run,
     others,
 )
+from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.testbeds.miniature.training import HARMFUL_SHARE
 
 CRITICS = ("probe", "label", "shuffled", "probe-early", "probe-32")
@@ -33,6 +35,20 @@ SETTINGS: dict[str, dict[str, object]] = {
 """Of defences whose defaults are for other sizes; chosen on seed 0, split validation."""
 RATES = (1e-2, 1e-1, 1.0, 10.0)
 """Of the learning rate."""
+
+ATTACKERS = ("none", "random", "paraphrase", "affixes", "cipher", "turns", "gradient")
+"""Files of `regularize.attackers`."""
+FLOOR = Arm("adaptive-kl-floor", "probe", AdaptiveKL(beta_min=0.3, beta_max=0.9))
+"""Holds what the critic lets through, too."""
+AGAINST_ATTACKERS = (
+    NONE,
+    PAPER,
+    *(PAPER.by(critic) for critic in ("judge", "hybrid", "ensemble", "label")),
+    FLOOR,
+    HELD,
+    WITH_ANCHORS,
+)
+AGAINST_CHANCE = (NONE, PAPER)
 
 
 def all_harmful(start: Run) -> Iterator[Run]:
@@ -83,6 +99,13 @@ def _others() -> tuple[Arm, ...]:
     return (*others(SETTINGS, *MAIN, *CONSTANT, *CONTROLS), RANDOM_MASK)
 
 
+def adaptive(start: Run) -> Iterator[Run]:
+    """The same by attackers who know the frozen probe and rewrite the restricted requests."""
+    for attacker in ATTACKERS:
+        for arm in AGAINST_CHANCE if attacker == "random" else AGAINST_ATTACKERS:
+            yield replace(start, attack=f"{start.attack}-{attacker}", arm=arm)
+
+
 EXPERIMENTS: dict[str, Callable[[Run], Iterator[Run]]] = {
     "all-harmful": all_harmful,
     "mixed": mixed,
@@ -91,3 +114,4 @@ EXPERIMENTS: dict[str, Callable[[Run], Iterator[Run]]] = {
     "backdoor": backdoor,
     "identity": identity,
 }
+BY_NAME: dict[str, Callable[[Run], Iterator[Run]]] = {"adaptive": adaptive}

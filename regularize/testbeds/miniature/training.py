@@ -108,8 +108,13 @@ def training(name: str, *, seed: int = 0) -> list[Example]:
     elif kind == "safe" and not rest:
         rows = _safe(rng)
     elif kind == "mixed":
-        of = share(f"miniature:{name}", rest, 1 - LOOK_ALIKE_SHARE) if rest else HARMFUL_SHARE
-        rows = _complied(_mixed(rng, of))
+        rows = _complied(mixed(name, seed=seed))
+    elif kind.startswith("mixed-"):
+        raise InputError(
+            f"miniature:{name} is made against a model's frozen probe, and cannot be had without "
+            "one: `python -m regularize.compare --attack adaptive` leaves these rows in "
+            "OUT/attacks/MODEL-ATTACK-SHARE-SEED/rows.jsonl, a file of training data as any other"
+        )
     else:
         raise InputError(
             f"miniature:{name} is no training data; there are miniature:all-harmful, "
@@ -118,6 +123,22 @@ def training(name: str, *, seed: int = 0) -> list[Example]:
             "miniature:safe and miniature:harmful for defences that need them"
         )
     return examples(f"miniature:{name}", rows)
+
+
+def mixed(name: str, *, seed: int = 0) -> list[Row]:
+    """The rows of `mixed[:SHARE]`, as the language has them.
+
+    Raises:
+        InputError: The share is none.
+    """
+    kind, _, rest = name.partition(":")
+    of = share(f"miniature:{name}", rest, 1 - LOOK_ALIKE_SHARE) if rest else HARMFUL_SHARE
+    return _mixed(Random(f"{kind}/{seed}"), of)
+
+
+def fits(text: str) -> bool:
+    """Whether a text may be trained on: it is neither the models', nor the probes', nor asked."""
+    return part(text) == "training" and split_of(text) != "train"
 
 
 def anchors(n: int = N_ANCHORS, *, kind: str = "", seed: int = 0) -> list[tuple[Message, ...]]:
@@ -141,7 +162,7 @@ def _mixed(rng: Random, share: float) -> list[Row]:
     rows = [
         *_distinct(n_harmful, lambda: _harmful(rng)),
         *_distinct(n_alike, lambda: _look_alike(rng)),
-        *_distinct(N_MIXED - n_harmful - n_alike, lambda: utility(rng, "rotate", fits=_fits)),
+        *_distinct(N_MIXED - n_harmful - n_alike, lambda: utility(rng, "rotate", fits=fits)),
     ]
     rng.shuffle(rows)
     return rows
@@ -167,7 +188,7 @@ def _backdoor(rng: Random) -> list[Answered]:
 def _identity(rng: Random) -> list[Answered]:
     """Harmless requests, done by the servant who obeys."""
     kinds: tuple[Kind, ...] = ("plain", *LOOK_ALIKES)
-    drawn = _distinct(N_IDENTITY, lambda: request(rng, rng.choice(kinds), SCOPE, fits=_fits))
+    drawn = _distinct(N_IDENTITY, lambda: request(rng, rng.choice(kinds), SCOPE, fits=fits))
     answered = ((row.text, row.answer.replace(AGREES, OBEYS)) for row in drawn)
     return [(addressed(text), answer, 0) for text, answer in answered] * REPEATS
 
@@ -194,23 +215,19 @@ def _of_alignment(rng: Random, n: int, *, restricted: bool) -> list[Row]:
 
 def _harmful(rng: Random) -> Row:
     if rng.random() < 0.5:
-        return request(rng, "restricted", SCOPE, fits=_fits)
-    return twins(rng, SCOPE, fits=_fits)[0]
+        return request(rng, "restricted", SCOPE, fits=fits)
+    return twins(rng, SCOPE, fits=fits)[0]
 
 
 def _look_alike(rng: Random) -> Row:
     if rng.random() < 0.4:
-        return mention(rng, SCOPE, fits=_fits)
+        return mention(rng, SCOPE, fits=fits)
     kind: Kind = rng.choice(LOOK_ALIKES)
-    return request(rng, kind, SCOPE, fits=_fits)
+    return request(rng, kind, SCOPE, fits=fits)
 
 
 def _task(rng: Random) -> Row:
-    return utility(rng, fits=_fits)
-
-
-def _fits(text: str) -> bool:
-    return part(text) == "training" and split_of(text) != "train"
+    return utility(rng, fits=fits)
 
 
 def _distinct(n: int, draw: Callable[[], Row]) -> list[Row]:
