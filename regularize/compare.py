@@ -28,6 +28,9 @@ from typing import TYPE_CHECKING, Literal
 from probes.errors import InputError
 
 if TYPE_CHECKING:  # What --help does not need is imported late.
+    from collections.abc import Callable, Iterator, Mapping
+
+    from regularize.arms import Run
     from regularize.testbeds import Recipe, Testbed
 
 
@@ -41,7 +44,7 @@ class CompareConfig:
     models: tuple[str, ...] = ("miniature/llama", "miniature/phi3", "miniature/qwen2")
     """Models of one testbed."""
     experiments: tuple[str, ...] = ()
-    """Which of the testbed's experiments. Default: all."""
+    """Which of the testbed's experiments. Default: all, but those that are made only by name."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Seeds of data, order and adapter. Settings were chosen on seed 0, split validation."""
     split: Literal["validation", "test"] = "test"
@@ -86,12 +89,11 @@ class CompareConfig:
                 f"--cluster {self.cluster}: give dask: or ray: and an address, such as "
                 "dask:tcp://host:8786 or ray:auto"
             )
-        known = self.testbed.experiments
         for name in self.experiments:
-            if name not in known:
+            if name not in self.known:
                 raise InputError(
                     f"--experiments {name}: there is none of that name on {self.testbed.name}, "
-                    f"only {', '.join(known)}"
+                    f"only {', '.join(self.known)}"
                 )
 
     @property
@@ -100,6 +102,11 @@ class CompareConfig:
         from regularize import testbeds
 
         return testbeds.of(self.models[0])
+
+    @property
+    def known(self) -> Mapping[str, Callable[[Run], Iterator[Run]]]:
+        """All experiments that can be named."""
+        return {**self.testbed.experiments, **self.testbed.by_name}
 
     @property
     def recipe(self) -> Recipe:

@@ -46,7 +46,7 @@ def runs(config: CompareConfig) -> list[Run]:
         for seed in config.seeds:
             for model in config.models:
                 start = Run(model, testbed.attack, testbed.share, rate, seed, NONE)
-                for one in testbed.experiments[name](start):
+                for one in config.known[name](start):
                     if not config.arms or one.arm.name in config.arms:
                         found.setdefault(one.name, one)
     return list(found.values())

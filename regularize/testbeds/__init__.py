@@ -110,6 +110,11 @@ class Testbed(ABC):
     def experiments(self) -> Mapping[str, Callable[[Run], Iterator[Run]]]:
         """By name, in order: from a run on the attack without defence to all runs."""
 
+    @property
+    def by_name(self) -> Mapping[str, Callable[[Run], Iterator[Run]]]:
+        """More experiments, which are made only where they are named."""
+        return {}
+
     @abstractmethod
     def base(self, model: str) -> str:
         """A model as it was before alignment."""

@@ -114,6 +114,22 @@ def test_the_grid_holds_every_arm_of_the_experiments():
     assert rates[-1] / rates[0] == pytest.approx(1e3)
 
 
+def test_an_experiment_by_name_is_made_only_where_it_is_named(
+    config: CompareConfig, monkeypatch: pytest.MonkeyPatch
+):
+    def one(start: Run):
+        yield replace(start, learning_rate=0.5)
+
+    before = grid.runs(CompareConfig())
+    monkeypatch.setattr(Miniature, "by_name", {"one": one})
+    assert grid.runs(CompareConfig()) == before
+    named = replace(config, experiments=("one",), arms=())
+    named.check()
+    assert [run.learning_rate for run in grid.runs(named)] == [0.5]
+    with pytest.raises(InputError, match=r"--experiments two: .*only all-harmful.*, one$"):
+        replace(config, experiments=("two",)).check()
+
+
 def test_the_common_steps_are_of_every_defence_of_the_main_setting():
     config = CompareConfig(models=("miniature/llama",), seeds=(1,))
     drawn = [run for run in grid.runs(config) if grid._is_drawn(run, config)]
