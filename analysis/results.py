@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import pandas as pd
 
+from analysis.beta_rows import BetaRow as BetaRow
 from analysis.evidence_rows import CalibrationRow as CalibrationRow
 from analysis.evidence_rows import CausalRow as CausalRow
 from analysis.evidence_rows import ControlRow as ControlRow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis import evidence_rows
+from analysis import beta_rows, evidence_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,5 +207,6 @@ TABLES: dict[str, type] = {
     "bench": BenchRow,
     "costs": CostRow,
     **evidence_rows.TABLES,
+    **beta_rows.TABLES,
 }
 """File stem -> row."""
