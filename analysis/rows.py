@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis import beta_rows, evidence_rows
+from analysis import beta_rows, chain_rows, evidence_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,5 +208,6 @@ TABLES: dict[str, type] = {
     "costs": CostRow,
     **evidence_rows.TABLES,
     **beta_rows.TABLES,
+    **chain_rows.TABLES,
 }
 """File stem -> row."""

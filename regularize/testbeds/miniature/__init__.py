@@ -17,7 +17,7 @@ from regularize.critics.probe import ProbeCritic
 from regularize.data import Example
 from regularize.testbeds import Recipe, Split, Swept, Testbed
 from regularize.testbeds.miniature import training
-from regularize.testbeds.miniature.experiments import EXPERIMENTS
+from regularize.testbeds.miniature.experiments import BY_NAME, EXPERIMENTS
 from regularize.testbeds.miniature.training import HARMFUL_SHARE, N_ANCHORS
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ class Miniature(Testbed):
     def experiments(self) -> Mapping[str, Callable[[Run], Iterator[Run]]]:
         """Restricted requests alone; among a new task's; fewer; other rates; hidden attacks."""
         return EXPERIMENTS
+
+    @property
+    def by_name(self) -> Mapping[str, Callable[[Run], Iterator[Run]]]:
+        """A grid over the betas (`regularize.beta_search`)."""
+        return BY_NAME
 
     def base(self, model: str) -> str:
         """Helpful with everything."""

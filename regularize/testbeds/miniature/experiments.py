@@ -12,12 +12,14 @@ from regularize.arms import (
     FEW_ARMS,
     HELD,
     MAIN,
+    NONE,
     PAPER,
     RANDOM_MASK,
     WITH_ANCHORS,
     WITH_ROWS,
     Arm,
     Run,
+    beta_arms,
     others,
 )
 from regularize.testbeds.miniature.training import HARMFUL_SHARE
@@ -31,6 +33,9 @@ SETTINGS: dict[str, dict[str, object]] = {
     "vaccine": {"epochs": 5, "batch_size": 16},
 }
 """Of defences whose defaults are for other sizes; chosen on seed 0, split validation."""
+BETAS_MIN, BETAS_MAX = (0.02, 0.1, 0.3), (0.5, 0.9, 1.0)
+BUDGETS = (0.03, 0.1, 0.3)
+"""Mean KL on safe prompts, nats per answer token; after plain fine-tuning it is .4 or more."""
 RATES = (1e-2, 1e-1, 1.0, 10.0)
 """Of the learning rate."""
 
@@ -78,6 +83,12 @@ def identity(start: Run) -> Iterator[Run]:
         yield replace(start, attack="identity", share=0.0, arm=arm)
 
 
+def betas(start: Run) -> Iterator[Run]:
+    """A grid over both betas and both shapes of the risk, and betas that follow from a budget."""
+    for arm in (NONE, *beta_arms(BETAS_MIN, BETAS_MAX, BUDGETS)):
+        yield replace(start, arm=arm)
+
+
 def _others() -> tuple[Arm, ...]:
     """Each defence that has no arm of its own, and Antidote's control."""
     return (*others(SETTINGS, *MAIN, *CONSTANT, *CONTROLS), RANDOM_MASK)
@@ -91,3 +102,6 @@ EXPERIMENTS: dict[str, Callable[[Run], Iterator[Run]]] = {
     "backdoor": backdoor,
     "identity": identity,
 }
+
+BY_NAME: dict[str, Callable[[Run], Iterator[Run]]] = {"betas": betas}
+"""Those that are made only where they are named."""
