@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, get_type_hints
 import pandas as pd
 
 from analysis.attacker_rows import AttackerRow as AttackerRow
+from analysis.beta_rows import BetaRow as BetaRow
+from analysis.chain_rows import ChainRow as ChainRow
 from analysis.evidence_rows import CalibrationRow as CalibrationRow
 from analysis.evidence_rows import CausalRow as CausalRow
 from analysis.evidence_rows import ControlRow as ControlRow
@@ -57,6 +59,7 @@ VARIANTS = {
     "judge_calls": ("model", "data", "judge"),
     "costs": ("model",),
     "attackers": ("model",),
+    "chains": ("model",),
     "layers": ("train_set", "hook_point", "position", "seed"),
     "nested": ("train_set", "hook_point", "position", "seed"),
     "controls": ("train_set", "hook_point", "position", "seed"),

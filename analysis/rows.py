@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis import attacker_rows, evidence_rows, judge_call_rows
+from analysis import attacker_rows, beta_rows, chain_rows, evidence_rows, judge_call_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +208,8 @@ TABLES: dict[str, type] = {
     "costs": CostRow,
     **evidence_rows.TABLES,
     **attacker_rows.TABLES,
+    **beta_rows.TABLES,
+    **chain_rows.TABLES,
     **judge_call_rows.TABLES,
 }
 """File stem -> row."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from regularize.defences import Defence
@@ -100,6 +100,32 @@ WITH_ROWS = (
 
 MAIN = (NONE, PAPER, HELD)
 FEW_ARMS = (NONE, PAPER, WITH_ANCHORS)
+
+
+def beta_arms(
+    least: Sequence[float], most: Sequence[float], budgets: Sequence[float]
+) -> Iterator[Arm]:
+    """Adaptive KL at all pairs of betas, and with betas that follow from budgets.
+
+    In both shapes: `adaptive-kl-LEAST-MOST` and `adaptive-kl-auto-BUDGET`, which starts from the
+    paper's betas, have the risk as a probability, `anchored-...` sharpened. Two of them have the
+    names that they have everywhere.
+
+    Args:
+        least: Values of beta_min.
+        most: Values of beta_max.
+        budgets: Mean KL on safe prompts, nats per answer token.
+    """
+    for own in (PAPER, HELD):
+        assert isinstance(own.method, AdaptiveKL)
+        for low in least:
+            for high in most:
+                method = replace(own.method, beta_min=low, beta_max=high)
+                same = method == own.method
+                yield own if same else Arm(f"{own.defence}-{low:g}-{high:g}", own.critic, method)
+        for budget in budgets:
+            moved = replace(own.method, kl_budget=budget)
+            yield Arm(f"{own.defence}-auto-{budget:g}", own.critic, moved)
 
 
 def others(settings: Mapping[str, Mapping[str, object]], *arms: Arm) -> tuple[Arm, ...]:

@@ -7,6 +7,7 @@ OUT/adapter_*             the adapter (or, with --full or where a defence has ch
                           before training, the whole model), and README.md, its card
 OUT/steps.{parquet,csv}   loss, NLL, KL, mean risk, mean beta and gradient norm of each step
 OUT/drift.{parquet,csv}   AUROC of the critic's frozen probe on the model in training
+OUT/betas.{parquet,csv}   drift and beta of each step, where beta is moved to keep a budget
 OUT/checkpoints/          removed when the run is finished
 OUT/done.json             written last
 
@@ -34,7 +35,7 @@ from probes.folders import last_checkpoint
 from probes.frozen import FrozenProbe
 from probes.manifest import slug
 from probes.models import ChatModel
-from regularize import anchors, card, data, drift, show
+from regularize import anchors, card, controller, data, drift, show
 from regularize.critics import Critic
 from regularize.critics.probe import probe_of
 from regularize.given import given
@@ -336,6 +337,7 @@ def _save(
         {
             "steps": [StepRow(**asdict(about), **step) for step in steps],
             "drift": drift.rows(trainer.state.log_history, about),
+            "betas": controller.rows(trainer.state.log_history, about),
         },
         config.out,
     )

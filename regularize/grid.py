@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pandas as pd
 
 from analysis import results
+from analysis.beta_rows import BetaRow
 from analysis.rows import EvaluationRow, StepRow
 from probes.commands import arguments
 from probes.errors import InputError
@@ -96,7 +97,10 @@ def report(runs: Sequence[Run], config: CompareConfig) -> None:
     results.replace({config.out / "config.json": _arguments(config).encode()})
     results.write([*before, *rows], config.out / "evaluations")
     results.write(steps, config.out / "steps")
-    results.write_all({adaptive.TABLE: adaptive.rows(runs, config)}, config.out)
+    moved = [folder for folder in folders if results.find(folder, "betas")]
+    betas = [row for folder in moved for row in _rows(folder, "betas", BetaRow)]
+    attacked = adaptive.rows(runs, config)
+    results.write_all({"betas": betas, adaptive.TABLE: attacked}, config.out)
     tables = results.read_all(config.out)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     console.print(defences.render(tables["evaluations"]))
@@ -148,14 +152,14 @@ def _positive_control(evaluations: pd.DataFrame, config: CompareConfig) -> None:
 
 def carry_out(run: Run, config: CompareConfig) -> None:
     """Fine-tune, evaluate, and leave what came of it in the run's folder."""
-    from regularize import adaptive
+    from regularize import adaptive, controller
     from regularize.one_run import fine_tune
 
     began = perf_counter()
     folder = folder_of(run, config)
     (folder / DONE).unlink(missing_ok=True)
     made = adaptive.of(run, config)
-    evaluation, log, seen = fine_tune(
+    tuned = fine_tune(
         run,
         critic=critic_of(run, config),
         recipe=config.recipe,
@@ -175,10 +179,16 @@ def carry_out(run: Run, config: CompareConfig) -> None:
         learning_rate=run.learning_rate,
         seed=run.seed,
     )
-    results.write(measures.evaluation_rows(evaluation.shares, about), folder / "evaluations")
-    results.write([StepRow(**asdict(about), **step) for step in log], folder / "steps")
-    if made and seen:
-        results.write([made.row(about, seen, evaluation.shares)], folder / adaptive.TABLE)
+    shares = tuned.evaluation.shares
+    results.write_all(
+        {
+            "evaluations": measures.evaluation_rows(shares, about),
+            "steps": [StepRow(**asdict(about), **step) for step in tuned.log],
+            "betas": controller.rows(tuned.history, about),
+            adaptive.TABLE: [made.row(about, tuned.seen, shares)] if made and tuned.seen else [],
+        },
+        folder,
+    )
     done = {**_made_from(run, config), SECONDS: round(perf_counter() - began, 1)}
     results.replace({folder / DONE: json.dumps(done, indent=2).encode()})
 

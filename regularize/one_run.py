@@ -31,8 +31,21 @@ class Tuned(NamedTuple):
     evaluation: Evaluation
     log: list[dict[str, Any]]
     """Of each optimizer step (`RegularizedTrainer.steps`)."""
+    history: list[dict[str, Any]]
+    """All that was logged."""
     seen: Seen | None = None
     """What the critic let through, where an attacker had made the data."""
+
+
+class Learnt(NamedTuple):
+    """What came of a training."""
+
+    chat: ChatModel
+    """With its adapter merged in."""
+    log: list[dict[str, Any]]
+    """As in `Tuned`."""
+    history: list[dict[str, Any]]
+    """As in `Tuned`."""
 
 
 def fine_tune(
@@ -64,26 +77,60 @@ def fine_tune(
     testbed = testbeds.of(run.model)
     chat = models.load(run.model, dtype=recipe.dtype, device_map=recipe.device_map)
     examples = made.examples if made else testbed.training(run.data, seed=run.seed)
+    seen = made.seen(critic and remembered.Remembered(critic, cache), chat) if made else None
+    learnt = learn(
+        run, chat, examples, critic=critic, recipe=recipe, cache=cache, measure_kl=measure_kl
+    )
+    if made:
+        evaluation = made.evaluate(learnt.chat, n=n, seed=run.seed, split=split)
+    else:
+        evaluation = testbed.evaluate(
+            learnt.chat, attack=run.attack, n=n, seed=run.seed, split=split
+        )
+    results.replace({folder / "answers.jsonl": results.jsonl(evaluation.records())})
+    return Tuned(evaluation, learnt.log, learnt.history, seen)
+
+
+
+def learn(
+    run: Run,
+    chat: ChatModel,
+    examples: list[Example],
+    *,
+    critic: Critic | None,
+    recipe: Recipe,
+    cache: Path,
+    measure_kl: bool,
+    reference: ChatModel | None = None,
+) -> Learnt:
+    """Fine-tune a model with LoRA on some rows, as an arm does.
+
+    Args:
+        run: Which arm, learning rate and seed; the testbed is its model's.
+        chat: What training starts from. Its modules are changed in place.
+        examples: The rows.
+        critic: As in `fine_tune`.
+        recipe: The rest of the settings.
+        cache: As in `fine_tune`.
+        measure_kl: As in `fine_tune`.
+        reference: The reference policy, which gives the risks and answers the anchors. Default:
+            `chat` as it is before training.
+    """
+    testbed, known = testbeds.of(run.model), chat if reference is None else reference
     anchors: list[Example] = []
     if wanted := run.arm.anchors:
         prompts = testbed.anchors(wanted.n, kind=wanted.kind, seed=run.seed)
-        anchors = remembered.answered(chat, prompts, recipe.new_tokens, cache)
+        anchors = remembered.answered(known, prompts, recipe.new_tokens, cache)
         if wanted.replay:
             examples, anchors = [*examples, *anchors], []
     recipe = replace(recipe, learning_rate=run.learning_rate)
     critic = critic and remembered.Remembered(critic, cache)
-    seen = made.seen(critic, chat) if made else None
-    tuned, log = _train(
+    return _train(
         chat, examples, recipe, seed=run.seed,
         anchors=anchors, defence=run.arm.method, critic=critic, cache=cache, measure_kl=measure_kl,
+        reference_model=None if reference is None else reference.model,
         **given(run.arm.method, testbed.given(run.model), chat, seed=run.seed),
     )  # fmt: skip
-    if made:
-        evaluation = made.evaluate(tuned, n=n, seed=run.seed, split=split)
-    else:
-        evaluation = testbed.evaluate(tuned, attack=run.attack, n=n, seed=run.seed, split=split)
-    results.replace({folder / "answers.jsonl": results.jsonl(evaluation.records())})
-    return Tuned(evaluation, log, seen)
 
 
 def arguments(recipe: Recipe, chat: ChatModel, folder: str, *, seed: int, **options: Any) -> Any:
@@ -144,14 +191,15 @@ def trainer_of(
 
 def _train(
     chat: ChatModel, examples: list[Example], recipe: Recipe, *, seed: int, **options: Any
-) -> tuple[ChatModel, list[dict[str, Any]]]:
+) -> Learnt:
     with TemporaryDirectory() as scratch:
         args = arguments(recipe, chat, scratch, seed=seed)
         trainer = trainer_of(chat, examples, recipe, args, **options)
         trainer.train()
     model: Any = trainer.model
     # Merged, it answers the same and faster.
-    return replace(chat, model=model.merge_and_unload().eval()), trainer.steps()
+    merged = replace(chat, model=model.merge_and_unload().eval())
+    return Learnt(merged, trainer.steps(), trainer.state.log_history)
 
 
 def _targets(chat: ChatModel, first: int) -> str | list[str]:

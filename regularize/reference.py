@@ -36,6 +36,7 @@ from probes.manifest import json_hash
 from probes.models import weights_fingerprint
 from probes.shards import MANIFEST, make_folder, write_atomically
 from regularize.data import IGNORE, Encoded
+from regularize.defences import Defence
 from regularize.losses import Head, Hidden, Moments, moments
 from regularize.model import adapter_off, base_of, decode, evaluating, head_of
 from regularize.passes import answer_states
@@ -220,6 +221,42 @@ def choose(
         other, needed / 1e9, free / 1e9, parent,
     )  # fmt: skip
     return other
+
+
+def same_head(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two models map hidden states to logits alike."""
+    for ours, theirs in zip(head_of(a), head_of(b), strict=True):
+        if ours is None or theirs is None:
+            if ours is not theirs:
+                return False
+        elif ours.shape != theirs.shape or not torch.equal(ours, theirs):
+            return False
+    return True
+
+
+def refuse_other(other: nn.Module, policy: nn.Module, defence: Defence, kind: Kind) -> None:
+    """Refuse a reference that is another model than the policy, where it cannot be one.
+
+    Raises:
+        InputError: Its vocabulary is another, the defence changes the policy's start and wants that
+            for a reference, or the reference is to be the policy without its adapter.
+    """
+    sizes = [len(head_of(model).weight) for model in (other, policy)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"the reference model has {sizes[0]} logits and the policy {sizes[1]}: a KL needs one "
+            "vocabulary"
+        )
+    if kind == "adapter-off":
+        raise InputError(
+            "--reference adapter-off is the policy without its adapter, but the reference is "
+            "another model here; choose cached or copy"
+        )
+    if defence.changes_start:
+        raise InputError(
+            f"{type(defence).__name__} changes the weights that training starts from, which are "
+            "then its reference: it takes no other reference model"
+        )
 
 
 def _compute(

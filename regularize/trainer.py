@@ -59,6 +59,8 @@ from regularize.reference import (
     Kind,
     Reference,
     choose,
+    refuse_other,
+    same_head,
 )
 from regularize.turns import Turns
 
@@ -87,6 +89,7 @@ class RegularizedTrainer(Trainer):
         harmful: Sequence[Example] = (),
         peft_config: Any = None,
         reference: Kind = "auto",
+        reference_model: PreTrainedModel | None = None,
         measure_kl: bool = False,
         cache: Path | str = "runs/cache",
         max_length: int | None = None,
@@ -112,6 +115,8 @@ class RegularizedTrainer(Trainer):
             peft_config: An adapter to train (peft), such as `LoraConfig(...)`; None trains the
                 model as it is given, whole or with the adapter that it has.
             reference: cached, adapter-off or copy; auto: cached if there is room on the disk.
+            reference_model: The reference policy, where it is another model than `model`; of the
+                same tokenizer. It gives the risks too, and stays as it is.
             measure_kl: Log the KL to the reference although nothing is held to it.
             cache: Folder for the cached reference.
             max_length: Most tokens of an example.
@@ -136,21 +141,25 @@ class RegularizedTrainer(Trainer):
         chat = _chat(model, processing_class, args)
         policy: nn.Module = chat.model
         # Where Trainer would move it later: risks and reference are computed there, and a copy or
-        # a head that is kept stays there. What was loaded by a device map or quantised stays put.
-        placed = getattr(policy, "hf_device_map", None) or getattr(policy, "hf_quantizer", None)
-        if not placed:
-            policy.to(args.device)
+        # a head that is kept stays there.
+        _place(policy, args.device)
+        source: nn.Module = policy  # of what the reference says
+        known_by = chat
+        if reference_model is not None:
+            refuse_other(reference_model, policy, self.defence, reference)
+            _place(reference_model, args.device)
+            source, known_by = reference_model, replace(chat, model=reference_model)
         if not isinstance(train_dataset, Prepared):
-            with adapter_off(policy):
+            with adapter_off(source):
                 train_dataset = prepare(
-                    chat,
+                    known_by,
                     _examples(train_dataset),
                     critic=critic,
                     defence=self.defence,
                     anchors=anchors,
                     max_length=max_length,
                 )
-        self.given = Given(chat, base, tuple(safe), tuple(harmful), args.seed)
+        self.given = Given(chat, base, tuple(safe), tuple(harmful), args.seed, reference_model)
         if self.defence.changes_start and base_of(policy) is not policy:
             raise InputError(
                 f"{type(self.defence).__name__} changes the weights that training starts from: "
@@ -165,26 +174,28 @@ class RegularizedTrainer(Trainer):
         check_logits(policy, rows[0].input_ids)
         pad = pad_id(chat.tokenizer)
         needed = self.defence.needs_reference or bool(self.prepared.anchors) or measure_kl
-        kind = choose(reference, policy, rows, Path(cache)) if needed else None
+        kind = choose(reference, source, rows, Path(cache)) if needed else None
         # What is computed beforehand reads the model before peft touches it.
         self.reference: Reference | None = None
         if kind == "cached":
+            # Moments hold for one head that both have.
+            other_head = source is not policy and not same_head(source, policy)
             with args.main_process_first(desc="the cached reference"):
                 self.reference = Cached.build(
                     Path(cache),
-                    policy,
+                    source,
                     rows,
                     trains_head=peft_config is None and head_of(policy).weight.requires_grad,
-                    hidden=self.defence.direction == "reverse",
+                    hidden=self.defence.direction == "reverse" or other_head,
                     pad=pad,
                     progress=not args.disable_tqdm,
                 )
         elif kind == "copy":
-            self.reference = Copied(policy)
+            self.reference = Copied(source)
         self._constants: list[Tensor] = []
         if self.defence.has_constants:
             self._constants = constants(
-                policy, rows, self.defence.of_reference, pad=pad, progress=not args.disable_tqdm
+                source, rows, self.defence.of_reference, pad=pad, progress=not args.disable_tqdm
             )
         if peft_config is not None:
             policy = _adapted(chat.model, peft_config, args.seed)
@@ -267,7 +278,7 @@ class RegularizedTrainer(Trainer):
             return Weights(torch.ones_like(s), torch.zeros_like(s))
         if self._step_risk is not None:
             s = torch.full_like(s, self._step_risk)
-        alpha, beta = self.defence.weights(s)
+        alpha, beta = self._acts.now(self.defence).weights(s)
         anchor = inputs["anchor"]
         return Weights(alpha.masked_fill(anchor, 0.0), beta.masked_fill(anchor, 1.0))
 
@@ -337,7 +348,7 @@ class RegularizedTrainer(Trainer):
                 del means["kl"]
             if not self.defence.needs_risk:
                 del means["risk"]
-            logs = {**logs, **means}
+            logs = {**logs, **means, **self._acts.logged()}
         super().log(logs, *args, **options)
 
     def steps(self) -> list[dict[str, Any]]:
@@ -378,6 +389,12 @@ def _chat(
         return chat if tokenizer is None else replace(chat, tokenizer=tokenizer)
     name = model.config.name_or_path
     return ChatModel(name, None, model, tokenizer or AutoTokenizer.from_pretrained(name))
+
+
+def _place(model: nn.Module, device: torch.device) -> None:
+    """Move it there; what was loaded by a device map or quantised stays put."""
+    if not (getattr(model, "hf_device_map", None) or getattr(model, "hf_quantizer", None)):
+        model.to(device)
 
 
 def _adapted(model: PreTrainedModel, peft_config: Any, seed: int) -> nn.Module:

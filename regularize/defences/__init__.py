@@ -78,6 +78,8 @@ class Given:
     harmful: tuple[Example, ...] = ()
     """Harmful requests complied with; none of them is in the training data."""
     seed: int = 0
+    reference: PreTrainedModel | None = None
+    """The reference policy, where it is another model than the aligned one."""
 
 
 class Steps:
@@ -93,6 +95,14 @@ class Steps:
     def penalty(self) -> Float[Tensor, ""] | None:
         """What is added to the step's loss, once."""
         return None
+
+    def now(self, defence: Defence) -> Defence:
+        """The defence as it weighs the step's examples."""
+        return defence
+
+    def logged(self) -> dict[str, float]:
+        """What is logged of the step beside the loss."""
+        return {}
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs of the steps so far."""

@@ -55,7 +55,7 @@ class Miniature(Testbed):
 
     @property
     def by_name(self) -> Mapping[str, Callable[[Run], Iterator[Run]]]:
-        """Attackers who know the probe."""
+        """Attackers who know the probe; a grid over the betas (`regularize.beta_search`)."""
         return BY_NAME
 
     def base(self, model: str) -> str:

@@ -19,6 +19,7 @@ from regularize.arms import (
     WITH_ROWS,
     Arm,
     Run,
+    beta_arms,
     others,
 )
 from regularize.defences.adaptive_kl import AdaptiveKL
@@ -33,6 +34,9 @@ SETTINGS: dict[str, dict[str, object]] = {
     "vaccine": {"epochs": 5, "batch_size": 16},
 }
 """Of defences whose defaults are for other sizes; chosen on seed 0, split validation."""
+BETAS_MIN, BETAS_MAX = (0.02, 0.1, 0.3), (0.5, 0.9, 1.0)
+BUDGETS = (0.03, 0.1, 0.3)
+"""Mean KL on safe prompts, nats per answer token; after plain fine-tuning it is .4 or more."""
 RATES = (1e-2, 1e-1, 1.0, 10.0)
 """Of the learning rate."""
 
@@ -94,6 +98,12 @@ def identity(start: Run) -> Iterator[Run]:
         yield replace(start, attack="identity", share=0.0, arm=arm)
 
 
+def betas(start: Run) -> Iterator[Run]:
+    """A grid over both betas and both shapes of the risk, and betas that follow from a budget."""
+    for arm in (NONE, *beta_arms(BETAS_MIN, BETAS_MAX, BUDGETS)):
+        yield replace(start, arm=arm)
+
+
 def _others() -> tuple[Arm, ...]:
     """Each defence that has no arm of its own, and Antidote's control."""
     return (*others(SETTINGS, *MAIN, *CONSTANT, *CONTROLS), RANDOM_MASK)
@@ -114,4 +124,6 @@ EXPERIMENTS: dict[str, Callable[[Run], Iterator[Run]]] = {
     "backdoor": backdoor,
     "identity": identity,
 }
-BY_NAME: dict[str, Callable[[Run], Iterator[Run]]] = {"adaptive": adaptive}
+
+BY_NAME: dict[str, Callable[[Run], Iterator[Run]]] = {"adaptive": adaptive, "betas": betas}
+"""Those that are made only where they are named."""
