@@ -22,7 +22,12 @@ def text(config: TrainConfig, prepared: Prepared, last: Mapping[str, float]) -> 
     tags = "activation-critic" + ("" if config.whole else ", lora")
     critic = "none"
     if config.defence.needs_risk:
-        critic = f"{name_of(config.critic)} ({_options(config.critic)}); mean risk {s.mean():.3f}"
+        options = asdict(config.critic) | dict(config.critic.sources)
+        critic = f"{name_of(config.critic)} ({_options(options)}); mean risk {s.mean():.3f}"
+        if prepared.risks.failed is not None:
+            critic += (
+                f"; {int(prepared.risks.failed.sum())} rows without a verdict, taken for s = 1"
+            )
     whole, adapted = "--model FOLDER", f"--model {config.model} --adapter FOLDER"
     return f"""---
 base_model: "{config.model}"
@@ -56,8 +61,8 @@ def _reference(config: TrainConfig) -> str:
 
 
 def _options(chosen: Any) -> str:
-    options = asdict(chosen).items()
-    return ", ".join(f"{name} {_plain(value)}" for name, value in options) or "no options"
+    options = chosen if isinstance(chosen, dict) else asdict(chosen)
+    return ", ".join(f"{name} {_plain(value)}" for name, value in options.items()) or "no options"
 
 
 def _plain(value: Any) -> str:
