@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from regularize.plugins import name_of
 from regularize.show import terms
@@ -22,12 +22,11 @@ def text(config: TrainConfig, prepared: Prepared, last: Mapping[str, float]) -> 
     tags = "activation-critic" + ("" if config.whole else ", lora")
     critic = "none"
     if config.defence.needs_risk:
-        options = asdict(config.critic) | dict(config.critic.sources)
+        options = asdict(cast(Any, config.critic)) | dict(config.critic.sources)
         critic = f"{name_of(config.critic)} ({_options(options)}); mean risk {s.mean():.3f}"
         if prepared.risks.failed is not None:
-            critic += (
-                f"; {int(prepared.risks.failed.sum())} rows without a verdict, taken for s = 1"
-            )
+            n_failed = int(prepared.risks.failed.sum())
+            critic += f"; {n_failed} rows that it could not tell about have s = 1"
     whole, adapted = "--model FOLDER", f"--model {config.model} --adapter FOLDER"
     return f"""---
 base_model: "{config.model}"

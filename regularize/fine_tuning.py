@@ -300,6 +300,9 @@ def _is_done(config: TrainConfig) -> bool:
         (config.out / ANCHORS).unlink(missing_ok=True)
         return False
     theirs, ours = json.loads(path.read_text()), json.loads(_to_json(config))
+    for saved in (theirs, ours):
+        for name in config.critic.incidental:
+            saved["critic"].pop(name, None)
     ignored = {"versions", "risk_only", "report_to"}
     other = [name for name in ours if name not in ignored and theirs.get(name) != ours[name]]
     if other:

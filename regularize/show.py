@@ -70,13 +70,12 @@ def risks(prepared: Prepared, console: Console) -> None:
         n = int(prepared.risks.flagged.sum())
         console.print(f"{n} of {len(s)} rows lie above the critic's threshold")
     if prepared.risks.tally is not None:
-        counts = ", ".join(
-            f"{k.replace('_', ' ')} {n:,.6g}" for k, n in prepared.risks.tally.items()
-        )
+        took = prepared.risks.tally.items()
+        counts = ", ".join(f"{name.replace('_', ' ')} {count:,.12g}" for name, count in took)
         console.print(f"what the critic took: {counts}")
     if prepared.risks.failed is not None:
-        n = int(prepared.risks.failed.sum())
-        console.print(f"{n} rows that the critic could not tell about have s = 1 out of caution")
+        cautious = int(prepared.risks.failed.sum())
+        console.print(f"{cautious} rows without a verdict have s = 1, out of caution")
     if not prepared.kept.all():
         console.print(f"{int((~prepared.kept).sum())} rows are left out of training")
     order = np.argsort(-s, kind="stable")

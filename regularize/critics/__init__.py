@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +44,9 @@ class Live(NamedTuple):
 
 class Critic(ABC):
     """Gives each example its risk s in [0, 1]."""
+
+    incidental: ClassVar[tuple[str, ...]] = ()
+    """Options that say how risks are got, not which: a run may go on with others."""
 
     def check(self) -> None:  # noqa: B027
         """Raise InputError for options that mean nothing."""

@@ -94,6 +94,11 @@ class JudgeCritic(Critic):
     cache: Path = Path("runs/cache/judge")
     """Folder for what judges have said: no answer is paid for twice."""
 
+    incidental = (
+        "base_url", "api_key_env", "on_judge_failure", "attempts", "concurrency", "timeout",
+        "retries", "backoff", "price_in", "price_out", "cache",
+    )  # fmt: skip
+
     def check(self) -> None:
         """Raise InputError for options that mean nothing."""
         for name, least in (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from probes.prompts import Message
@@ -66,7 +66,7 @@ Heard = Callable[[int, Reply], None]
 class Judge(ABC):
     """Replies to questions."""
 
-    free: bool = False
+    free: ClassVar[bool] = False
     """Whether asking costs nothing, so that no reply is kept."""
 
     @property

@@ -7,6 +7,8 @@ a time, so that the others find what it has been told. No key to any server is i
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -15,7 +17,6 @@ from pathlib import Path
 from filelock import FileLock
 
 from probes.errors import InputError
-from probes.manifest import json_hash
 from regularize.judging import Judge, Question, Reply
 
 LAYOUT = 1
@@ -47,7 +48,7 @@ class Cache:
     @contextmanager
     def alone(self, judge: Judge) -> Iterator[None]:
         """Nobody else asks this judge meanwhile; waits until that is so."""
-        name = f"{json_hash(judge.made_of)[:16]}.lock"
+        name = f"{_hash(judge.made_of)[:16]}.lock"
         with FileLock(self.path.with_name(name)):
             yield
 
@@ -87,6 +88,9 @@ class Cache:
 def key(judge: Judge, question: Question) -> str:
     """Of a question to a judge: equal where the reply would do for both."""
     exchange = question.exchange
-    return json_hash(
-        [LAYOUT, judge.made_of, list(exchange.prompt), exchange.answer, question.attempt]
-    )
+    return _hash([LAYOUT, judge.made_of, list(exchange.prompt), exchange.answer, question.attempt])
+
+
+def _hash(values: object) -> str:
+    # As `probes.manifest.json_hash`, which imports torch: a judge behind a server needs none.
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

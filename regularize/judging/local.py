@@ -71,7 +71,7 @@ class Local(Judge):
         from probes import models
 
         bare = models.load(self.model, revision=self.revision, weights=False)
-        folder = Path(bare.model.config.name_or_path)
+        folder = Path(str(bare.model.config.name_or_path))
         files = sorted(folder.iterdir()) if folder.is_dir() else []
         return {
             "local": self.model,

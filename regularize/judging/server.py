@@ -114,14 +114,14 @@ class Server(Judge):
         openai = _library()
         failures: list[Exception] = []
         waiting = iter(enumerate(questions))
+        # What the environment holds for OpenAI is not sent to anybody's server.
+        headers: Any = {f"OpenAI-{name}": openai.Omit() for name in ("Organization", "Project")}
         client = openai.AsyncOpenAI(
             api_key=self._key() or "none",
             base_url=self.base_url,
-            organization="",  # not from the environment: these may be anybody's servers
-            project="",
             max_retries=0,  # counted here
             timeout=openai.Timeout(self.timeout, connect=min(CONNECT, self.timeout)),
-            default_headers={} if self._key() else {"Authorization": openai.Omit()},
+            default_headers=headers,
         )
 
         async def work() -> None:
@@ -172,14 +172,14 @@ class Server(Judge):
         import openai
 
         fields: dict[str, Any] = dict(self._request)
-        asked = [{"role": "user", "content": self.rubric.ask(question)}]
+        asked: Any = [{"role": "user", "content": self.rubric.ask(question)}]
         try:
             async with asyncio.timeout(self.timeout):
                 # All fields beside: a server may know more of them than the client.
                 found: Any = await client.chat.completions.create(
                     model=fields.pop("model"),
                     messages=asked,
-                    extra_body=fields,  # type: ignore
+                    extra_body=fields,
                 )
             return _reply(found)
         except TimeoutError as error:
@@ -200,7 +200,7 @@ class Server(Judge):
                     ) from error
                 raise _Later(said, after) from error
             raise
-        except (openai.OpenAIError, ValueError, TypeError) as error:
+        except (openai.APIError, ValueError, TypeError) as error:
             raise _Later(f"what it sent is no chat completion ({_reason(error)})") from error
 
     async def _refusal(self, client: AsyncOpenAI, error: Any) -> str:
