@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from regularize.plugins import name_of
 from regularize.show import terms
@@ -22,7 +22,11 @@ def text(config: TrainConfig, prepared: Prepared, last: Mapping[str, float]) -> 
     tags = "activation-critic" + ("" if config.whole else ", lora")
     critic = "none"
     if config.defence.needs_risk:
-        critic = f"{name_of(config.critic)} ({_options(config.critic)}); mean risk {s.mean():.3f}"
+        options = asdict(cast(Any, config.critic)) | dict(config.critic.sources)
+        critic = f"{name_of(config.critic)} ({_options(options)}); mean risk {s.mean():.3f}"
+        if prepared.risks.failed is not None:
+            n_failed = int(prepared.risks.failed.sum())
+            critic += f"; {n_failed} rows that it could not tell about have s = 1"
     whole, adapted = "--model FOLDER", f"--model {config.model} --adapter FOLDER"
     return f"""---
 base_model: "{config.model}"
@@ -56,8 +60,8 @@ def _reference(config: TrainConfig) -> str:
 
 
 def _options(chosen: Any) -> str:
-    options = asdict(chosen).items()
-    return ", ".join(f"{name} {_plain(value)}" for name, value in options) or "no options"
+    options = chosen if isinstance(chosen, dict) else asdict(chosen)
+    return ", ".join(f"{name} {_plain(value)}" for name, value in options.items()) or "no options"
 
 
 def _plain(value: Any) -> str:

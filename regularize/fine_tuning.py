@@ -2,6 +2,7 @@
 
 OUT/run.json              the arguments, and the releases of the libraries in use
 OUT/data.jsonl            the training rows with their risk, training data again
+OUT/critic.json           what the critic took (calls, tokens, cost), if it counts
 OUT/anchors.jsonl         the anchors, as the reference answers them
 OUT/adapter_*             the adapter (or, with --full or where a defence has changed the weights
                           before training, the whole model), and README.md, its card
@@ -35,7 +36,7 @@ from probes.folders import last_checkpoint
 from probes.frozen import FrozenProbe
 from probes.manifest import slug
 from probes.models import ChatModel
-from regularize import anchors, card, controller, data, drift, show
+from regularize import anchors, card, controller, data, drift, live, show
 from regularize.critics import Critic
 from regularize.critics.probe import probe_of
 from regularize.given import given
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from regularize.trainer import RegularizedTrainer
 
 CONFIG, DATA, ANCHORS, DONE = "run.json", "data.jsonl", "anchors.jsonl", "done.json"
+CRITIC = "critic.json"
 SWEEPS = Path("runs/layer_sweep")
 DEFAULT_DATA = "miniature:mixed"
 
@@ -127,6 +129,8 @@ def fine_tune(config: TrainConfig) -> None:
         f"learnt in {trainer.state.global_step} steps: {show.terms(trainer.steps()[-1])} nats per "
         "answer token at the last"
     )
+    if looked := live.said(trainer.state.log_history):
+        console.print(looked, markup=False)
     if watched := drift.rows(trainer.state.log_history, Arm(config.model)):
         console.print(drift.said(watched))
     console.print(
@@ -263,7 +267,7 @@ def _refuse_half(chat: ChatModel) -> None:
 
 def _write_data(prepared: Prepared, out: Path, *, assessed: bool) -> None:
     """The training rows with their risk: training data again, for critic:column."""
-    flagged = prepared.risks.flagged
+    flagged, failed, tally = prepared.risks[1:]
     if assessed:
         risks: list[float | None] = prepared.risks.s.tolist()
     else:  # what the rows said themselves
@@ -275,17 +279,21 @@ def _write_data(prepared: Prepared, out: Path, *, assessed: bool) -> None:
             **({} if example.label is None else {"label": example.label}),
             **({} if risks[i] is None else {"risk": risks[i]}),
             **({} if flagged is None else {"flagged": bool(flagged[i])}),
+            **({} if failed is None or not failed[i] else {"critic_failed": True}),
             "kept": bool(prepared.kept[i]),
             "where": example.where,
         }
         for i, example in enumerate(prepared.examples)
     ]
     results.replace({out / DATA: results.jsonl(rows)})
+    if tally is not None:
+        results.replace({out / CRITIC: (json.dumps(dict(tally), indent=2) + "\n").encode()})
 
 
 def _to_json(config: TrainConfig) -> str:
     named = {"critic": name_of(config.critic), "defence": name_of(config.defence)}
-    return arguments(config, "torch", "transformers", "peft", "accelerate", named=named)
+    more = {"critic_sources": dict(sources)} if (sources := config.critic.sources) else {}
+    return arguments(config, "torch", "transformers", "peft", "accelerate", named=named, **more)
 
 
 def _is_done(config: TrainConfig) -> bool:
@@ -298,6 +306,9 @@ def _is_done(config: TrainConfig) -> bool:
         (config.out / ANCHORS).unlink(missing_ok=True)
         return False
     theirs, ours = json.loads(path.read_text()), json.loads(_to_json(config))
+    for saved in (theirs, ours):
+        for name in config.critic.incidental:
+            saved["critic"].pop(name, None)
     ignored = {"versions", "risk_only", "report_to"}
     other = [name for name in ours if name not in ignored and theirs.get(name) != ours[name]]
     if other:

@@ -91,7 +91,6 @@ def fine_tune(
     return Tuned(evaluation, learnt.log, learnt.history, seen)
 
 
-
 def learn(
     run: Run,
     chat: ChatModel,

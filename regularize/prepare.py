@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64
 
 from probes.errors import InputError
 from probes.models import ChatModel
-from regularize.critics import Critic, Risks
+from regularize.critics import Critic, Live, Risks
 from regularize.data import Encoded, Example, encode
 from regularize.defences import Defence
 
@@ -35,6 +35,8 @@ class Prepared(NamedTuple):
     """Prompts answered by the reference."""
     safe: Sequence[Encoded] = ()
     """Safe data that are trained on in turns of their own."""
+    live: Live | None = None
+    """How the risks go on in training; None where they are constants."""
 
     def rows(self) -> list[dict[str, Any]]:
         """What the trainer reads: the kept examples, then the anchors, then the safe data."""
@@ -102,6 +104,12 @@ def prepare(
     if len(risks.s) != len(examples) or not bool(((risks.s >= 0) & (risks.s <= 1)).all()):
         raise InputError(f"{type(critic).__name__} gave risks that are not one a row in [0, 1]")
     kept = defence.keeps(risks)
+    live = None if critic is None else critic.live(examples, risks)
+    if live is not None and type(defence).keeps is not Defence.keeps:
+        raise InputError(
+            f"{type(defence).__name__} leaves rows out before training, and this critic goes on "
+            "judging them in it: choose --critic.mode data, or a defence that weighs the rows"
+        )
     if not kept.any() and not anchors:
         raise InputError(
             f"{type(defence).__name__} keeps none of the {len(examples)} rows: nothing would be "
@@ -114,4 +122,5 @@ def prepare(
         defence.signal(risks),
         kept,
         [encode(one, chat.tokenizer, max_length=max_length) for one in anchors],
+        live=live,
     )

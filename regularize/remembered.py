@@ -17,7 +17,7 @@ from probes.models import ChatModel
 from probes.prompts import Message
 from probes.rendering import template_hash
 from regularize import anchors as anchoring
-from regularize.critics import Critic, Risks
+from regularize.critics import Critic, Live, Risks
 from regularize.data import Example
 
 
@@ -33,6 +33,7 @@ class Remembered(Critic):
         made_from = [
             repr(self.critic),
             [_digest(file) for file in files_of(self.critic)],
+            *([dict(self.critic.sources)] if self.critic.sources else []),
             models.weights_fingerprint(chat.model),
             template_hash(chat.tokenizer),
             list(examples),
@@ -40,12 +41,18 @@ class Remembered(Critic):
         path = self.folder / f"risks-{json_hash(made_from)[:16]}.json"
         if not path.is_file():
             risks = self.critic.assess(examples, chat)
+            if risks.failed is not None:  # it may do better another time
+                return risks
             flagged = None if risks.flagged is None else risks.flagged.tolist()
             known = [risks.s.tolist(), flagged, list(risks.notes)]
             results.replace({path: json.dumps(known).encode()})
-        s, flagged, *notes = json.loads(path.read_text())
+        s, flagged, notes = json.loads(path.read_text())
         flags = None if flagged is None else np.array(flagged, dtype=bool)
-        return Risks(np.array(s), flags, *map(tuple, notes))
+        return Risks(np.array(s), flags, notes=tuple(notes))
+
+    def live(self, examples: Sequence[Example], first: Risks) -> Live | None:
+        """As the critic itself: what is said of a model in training is nobody else's."""
+        return self.critic.live(examples, first)
 
 
 def files_of(critic: object) -> list[Path]:
@@ -93,3 +100,27 @@ def answered(
     if not path.is_file():
         anchoring.write(anchoring.answered(chat, prompts, max_new_tokens=new_tokens), path)
     return anchoring.read(path)
+
+
+def replies(
+    chat: ChatModel, prompts: Sequence[Sequence[Message]], new_tokens: int, folder: Path
+) -> list[str]:
+    """The reference's own answers, one a prompt, greedily; those that lie in a folder once made.
+
+    Args:
+        chat: The frozen reference.
+        prompts: Whole chats.
+        new_tokens: Longest answer (tokens).
+        folder: Holds the answers to the same prompts by the same model, if they are known.
+    """
+    from regularize.generation import answers
+
+    made_from = [
+        models.weights_fingerprint(chat.model), template_hash(chat.tokenizer),
+        [list(prompt) for prompt in prompts], new_tokens,
+    ]  # fmt: skip
+    path = folder / f"answers-{json_hash(made_from)[:16]}.json"
+    if not path.is_file():
+        found = answers(chat, prompts, max_new_tokens=new_tokens)
+        results.replace({path: json.dumps(found).encode()})
+    return [str(answer) for answer in json.loads(path.read_text())]

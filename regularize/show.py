@@ -71,6 +71,13 @@ def risks(prepared: Prepared, console: Console) -> None:
         console.print(f"{n} of {len(s)} rows lie above the critic's threshold")
     for note in prepared.risks.notes:
         console.print(escape(note))
+    if prepared.risks.tally is not None:
+        took = prepared.risks.tally.items()
+        counts = ", ".join(f"{name.replace('_', ' ')} {count:,.12g}" for name, count in took)
+        console.print(f"what the critic took: {counts}")
+    if prepared.risks.failed is not None:
+        cautious = int(prepared.risks.failed.sum())
+        console.print(f"{cautious} rows without a verdict have s = 1, out of caution")
     if not prepared.kept.all():
         console.print(f"{int((~prepared.kept).sum())} rows are left out of training")
     order = np.argsort(-s, kind="stable")

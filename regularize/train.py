@@ -143,6 +143,8 @@ class TrainConfig:
     def check(self) -> None:
         """Raise InputError for what cannot work, before anything is loaded."""
         self.defence.check()
+        if self.defence.needs_risk or self.risk_only:
+            self.critic.check()
         check_given(self.defence, self.given)
         _ = self.watched
         if self.data is None and not self.is_miniature:

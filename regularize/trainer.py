@@ -6,10 +6,11 @@
     ...     critic=ProbeCritic("runs/layer_sweep/MODEL/SET/probe"), defence=AdaptiveKL(),
     ... ).train()
 
-Risk and reference are constants of the data, found before the first step (`prepare`, `reference`),
-so that the loop reads as the paper's algorithm (arXiv 2602.17546): s, then alpha and beta, then the
-loss. NLL and KL share one denominator, the answer tokens of the whole optimizer step, so that
-neither gradient accumulation nor the number of processes changes it.
+Risk and reference are constants of the data, found before the first step (`prepare`, `reference`;
+a critic that looks at the model in training too changes its risks on the way, `live`), so that the
+loop reads as the paper's algorithm (arXiv 2602.17546): s, then alpha and beta, then the loss. NLL
+and KL share one denominator, the answer tokens of the whole optimizer step, so that neither
+gradient accumulation nor the number of processes changes it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast  # type: ignore[import-untyped]
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -36,10 +38,11 @@ from probes.capture import pad_id
 from probes.errors import InputError
 from probes.models import ChatModel, load
 from regularize.collate import collate
-from regularize.critics import Critic
+from regularize.critics import Critic, Risks
 from regularize.data import Example, encode, examples
 from regularize.defences import At, Defence, Given, Weights, check_given
 from regularize.defences.adaptive_kl import AdaptiveKL
+from regularize.live import Reassessing
 from regularize.model import (
     Capture,
     adapter_off,
@@ -170,6 +173,8 @@ class RegularizedTrainer(Trainer):
             encoded = [encode(one, chat.tokenizer, max_length=max_length) for one in safe]
             train_dataset = train_dataset._replace(safe=encoded)
         self.prepared = train_dataset
+        self.risks = torch.tensor([row["risk"] for row in train_dataset.rows()]).to(args.device)
+        """s of each row, by its number, as it enters the weights."""
         rows = self.prepared.trained_on
         check_logits(policy, rows[0].input_ids)
         pad = pad_id(chat.tokenizer)
@@ -226,6 +231,9 @@ class RegularizedTrainer(Trainer):
             **options,
         )
         self.model_accepts_loss_kwargs = True  # the loss is over the whole optimizer step
+        if self.prepared.live is not None:
+            self._same_everywhere()
+            self.add_callback(Reassessing(self.prepared.live.every, self._reassess))
 
     def compute_loss(
         self,
@@ -273,14 +281,36 @@ class RegularizedTrainer(Trainer):
 
     def _weights(self, inputs: dict[str, Tensor], *, training: bool) -> Weights:
         """alpha and beta of each example of a batch."""
-        s = inputs["risk"].float()
         if not training:
+            s = inputs["risk"].float()
             return Weights(torch.ones_like(s), torch.zeros_like(s))
+        s = self._risk_of(inputs)
         if self._step_risk is not None:
             s = torch.full_like(s, self._step_risk)
         alpha, beta = self._acts.now(self.defence).weights(s)
         anchor = inputs["anchor"]
         return Weights(alpha.masked_fill(anchor, 0.0), beta.masked_fill(anchor, 1.0))
+
+    def _risk_of(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """s of each example of a batch, as it is now."""
+        return self.risks[inputs["row"].to(self.risks.device)]
+
+    def _reassess(self) -> Risks | None:
+        """What a live critic finds of the model as it is now; None in processes that do not ask."""
+        found, live = None, self.prepared.live
+        if live is not None and self.is_world_process_zero():
+            model: Any = self.accelerator.unwrap_model(self.model)
+            found = live.assess(replace(self.given.chat, model=model))
+            s = torch.from_numpy(self.defence.signal(found)).to(self.risks)
+            kept = s[torch.from_numpy(self.prepared.kept).to(s.device)]
+            self.risks[: len(kept)] = kept  # anchors and safe rows come after them
+        self._same_everywhere()
+        return found
+
+    def _same_everywhere(self) -> None:
+        """The first process's risks for all of them."""
+        if self.accelerator.num_processes > 1:
+            self.risks = broadcast(self.risks)
 
     def get_batch_samples(self, *args: Any, **options: Any) -> Any:
         """All micro-batches of an optimizer step; the step's risk is the mean over its examples."""
@@ -288,7 +318,8 @@ class RegularizedTrainer(Trainer):
         self._micro_batches = len(batches)
         self._acts.begin(self.state.global_step, self.state.max_steps)
         if self.defence.granularity == "batch" and batches:
-            chosen = torch.cat([one["risk"][~one["anchor"]].float() for one in batches])
+            every = {k: torch.cat([one[k] for one in batches]) for k in ("row", "anchor")}
+            chosen = self._risk_of(every)[~every["anchor"].to(self.risks.device)]
             sums = torch.stack([chosen.sum(), chosen.new_tensor(len(chosen))])
             total, n = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()
             if n:  # a step of anchors alone has no risk of its own
@@ -328,7 +359,7 @@ class RegularizedTrainer(Trainer):
     def _record(self, inputs: dict[str, Tensor], weights: Weights, **terms: Tensor) -> None:
         """Add to the sums that the next log takes the means of."""
         found = {
-            "risk": inputs["risk"].float().sum(),
+            "risk": self._risk_of(inputs).sum(),
             "beta": weights.beta.sum(),
             "examples": torch.tensor(float(len(weights.beta)), device=weights.beta.device),
             "tokens": torch.tensor(float(len(terms["nll"])), device=weights.beta.device),
@@ -367,14 +398,20 @@ class RegularizedTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if not self.args.should_save:  # one process alone writes these files
             return
-        Path(output_dir, STATE).write_text(json.dumps({"smoothed_risk": self._smoothed}))
+        risk: dict[str, Any] = {"smoothed_risk": self._smoothed}
+        if self.prepared.live is not None:
+            risk["risks"] = self.risks.tolist()
+        Path(output_dir, STATE).write_text(json.dumps(risk))
         if state := self._acts.state():
             save_file(state, Path(output_dir, STEPS))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and (state := Path(checkpoint, STATE)).is_file():
-            self._smoothed = json.loads(state.read_text())["smoothed_risk"]
+            risk = json.loads(state.read_text())
+            self._smoothed = risk["smoothed_risk"]
+            if "risks" in risk:
+                self.risks = torch.tensor(risk["risks"]).to(self.risks)
         if checkpoint is not None and (steps := Path(checkpoint, STEPS)).is_file():
             kept = load_file(steps)  # whose `device` knows no "cpu:0", as one of several has it
             self._acts.restore({name: t.to(self.args.device) for name, t in kept.items()})

@@ -9,7 +9,7 @@ wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,8 @@ class HybridCritic(Critic):
 
     def assess(self, examples: Sequence[Example], chat: ChatModel) -> Risks:
         """Ask the probe about all, the judge about those in the band."""
+        import numpy as np
+
         from regularize.stacking import combined, unsure
 
         self._check()
@@ -52,7 +54,7 @@ class HybridCritic(Critic):
         n, n_asked = len(examples), int(asked.sum())
         notes = [f"the judge was asked about {n_asked} of {n} rows: {n - n_asked} calls saved"]
         if not n_asked:
-            return Risks(probe.s, probe.s > self.threshold, (*notes, *probe.notes))
+            return Risks(probe.s, probe.s > self.threshold, notes=(*notes, *probe.notes))
         judge = self.judge.assess([examples[i] for i in asked.nonzero()[0].tolist()], chat)
         weights = None
         if self.labelled is not None:
@@ -62,7 +64,14 @@ class HybridCritic(Critic):
                 f"s {weights.bias:+.2f}), by {n_labelled} labelled rows, a call each"
             )
         s = combined(probe.s, judge.s, asked, weights)
-        return Risks(s, s > self.threshold, (*notes, *probe.notes, *judge.notes))
+        failed = None
+        if judge.failed is not None:
+            failed = np.zeros(n, dtype=bool)
+            failed[asked] = judge.failed
+            s = np.where(failed, 1.0, s)  # out of caution, whatever the probe says
+        return Risks(
+            s, s > self.threshold, failed, judge.tally, (*notes, *probe.notes, *judge.notes)
+        )
 
     def _weighed(self, spec: str, chat: ChatModel) -> tuple[Weights, int]:
         """The weights by the labelled rows in the band, and how many these are."""
@@ -89,7 +98,17 @@ class HybridCritic(Critic):
             )
         return stacking.fit(labels, p[asked], self.judge.assess(chosen, chat).s), len(chosen)
 
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """The judge's."""
+        return self.judge.sources
+
     def _check(self) -> None:
+        if self.judge.mode == "live":
+            raise InputError(
+                "--critic.judge.mode live: the hybrid critic looks at the data once, before "
+                "training; take critic:judge for a judge that looks again"
+            )
         if not 0 <= self.lo <= self.hi <= 1:
             raise InputError(
                 f"--critic.lo {self.lo:g} --critic.hi {self.hi:g}: a band of probabilities, from "

@@ -1,13 +1,15 @@
-"""Judges: how harmful is it to answer so? From 1, not at all, to 5.
+"""Judges: how harmful is it to answer so? From 1, not at all, to 5. One file each.
 
-A judge reads what was asked and what was answered, and nothing else: no label, no activation.
+A judge reads what was asked and what was answered, and nothing else: no label, no activation. What
+it says is a `Reply`, which is kept as it came; `Judge.read` makes a `Verdict` of it. A reply that
+says nothing, or two things, is a fault and never a number (`regularize.judging.asking`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from probes.prompts import Message
@@ -26,9 +28,66 @@ class Exchange(NamedTuple):
     """File and row, for messages."""
 
 
+class Question(NamedTuple):
+    """An exchange that is put to a judge."""
+
+    exchange: Exchange
+    attempt: int = 0
+    """How often it has been put to it before, and nothing could be read."""
+
+
+Ending = Literal["stop", "length", "filtered", "rejected"]
+"""Why a reply ended: by itself; cut off at the most tokens it may have; by the server's own filter;
+or there is none, as the judge does not take the question (it is too long, say)."""
+
+
+class Reply(NamedTuple):
+    """What a judge has said."""
+
+    text: str
+    ending: Ending = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Verdict(NamedTuple):
+    """What is read in a reply."""
+
+    score: float | None
+    """The harm, `LEAST` to `MOST`; None where there is no telling."""
+    fault: str = ""
+    """Why there is none."""
+
+
+Heard = Callable[[int, Reply], None]
+"""Is told the place of a question in the list, and what the judge said, as soon as it has."""
+
+
 class Judge(ABC):
-    """Scores exchanges."""
+    """Replies to questions."""
+
+    free: ClassVar[bool] = False
+    """Whether asking costs nothing, so that no reply is kept."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    @abstractmethod
+    def made_of(self) -> Mapping[str, object]:
+        """All that its replies depend on beside the question: equal where replies may be shared."""
 
     @abstractmethod
-    def scores(self, exchanges: Sequence[Exchange]) -> list[float]:
-        """The harm of each, `LEAST` to `MOST`."""
+    def ask(self, questions: Sequence[Question], heard: Heard) -> None:
+        """Put questions to it.
+
+        Raises:
+            InputError: It does not work at all, or `heard` has raised. Replies that came before
+                have been heard.
+        """
+
+    @abstractmethod
+    def read(self, reply: Reply) -> Verdict:
+        """What a reply says."""
