@@ -267,7 +267,7 @@ def _refuse_half(chat: ChatModel) -> None:
 
 def _write_data(prepared: Prepared, out: Path, *, assessed: bool) -> None:
     """The training rows with their risk: training data again, for critic:column."""
-    flagged, failed, tally = prepared.risks[1:]
+    flagged, failed, tally = prepared.risks[1:4]
     if assessed:
         risks: list[float | None] = prepared.risks.s.tolist()
     else:  # what the rows said themselves

@@ -72,9 +72,9 @@ def risks(prepared: Prepared, console: Console) -> None:
     for note in prepared.risks.notes:
         console.print(escape(note))
     if prepared.risks.tally is not None:
-        took = prepared.risks.tally.items()
-        counts = ", ".join(f"{name.replace('_', ' ')} {count:,.12g}" for name, count in took)
-        console.print(f"what the critic took: {counts}")
+        tally = prepared.risks.tally.items()
+        took = ", ".join(f"{name.replace('_', ' ')} {count:,.12g}" for name, count in tally)
+        console.print(f"what the critic took: {took}")
     if prepared.risks.failed is not None:
         cautious = int(prepared.risks.failed.sum())
         console.print(f"{cautious} rows without a verdict have s = 1, out of caution")
