@@ -68,6 +68,8 @@ class Judge(ABC):
 
     free: ClassVar[bool] = False
     """Whether asking costs nothing, so that no reply is kept."""
+    may_do_better: ClassVar[bool] = True
+    """Whether there is use in putting a question again where the reply could not be read."""
 
     @property
     @abstractmethod

@@ -91,7 +91,7 @@ def judged(
     with nullcontext() if cache is None else cache.alone(judge):
         rounds = _Rounds(judge, cache, patient)
         open_ = list(distinct.values())[::-1]  # in the order of the list
-        for attempt in range(attempts):
+        for attempt in range(attempts if judge.may_do_better else 1):
             rounds.go(open_, attempt)
             open_ = [one for one in open_ if one.again]
     found = [distinct[_content(one)] for one in exchanges]

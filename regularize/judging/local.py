@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from probes.errors import InputError
 from regularize.judging import LEAST, MOST, Heard, Judge, Question, Reply, Verdict
@@ -45,6 +45,8 @@ class Begun(NamedTuple):
 @dataclass(frozen=True)
 class Local(Judge):
     """A transformers model with its own chat template."""
+
+    may_do_better: ClassVar[bool] = False
 
     model: str
     """Hub id, folder, or any other that `probes.models.load` knows."""

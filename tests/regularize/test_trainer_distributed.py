@@ -54,7 +54,7 @@ def test_two_processes_end_where_one_does(name: str, folder: Path, tmp_path: Pat
 
 def test_the_comparison_tells_losses_apart(folder: Path) -> None:
     """Positive control: each of these defences ends elsewhere."""
-    different = ("example", "batch", "reverse-copy", "none")
+    different = ("example", "batch", "reverse-copy", "none", "live")
     ends = [of_two(folder, name)[0] for name in different]
     for i, end in enumerate(ends):
         assert all(distance(end, other) > 50 * SAME for other in ends[:i])

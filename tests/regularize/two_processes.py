@@ -5,16 +5,39 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.trainer_utils import set_seed
 
+from probes.models import ChatModel
+from regularize.critics import Live, Risks
+from regularize.critics.column import ColumnCritic
+from regularize.data import Example
 from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.defences.none import SFT
 from tests.regularize.training import trained, trainer
+
+
+@dataclass(frozen=True)
+class Watching(ColumnCritic):
+    """The column, and then what the model's own weights say, asked in one process alone."""
+
+    def live(self, examples: Sequence[Example], first: Risks) -> Live:
+        """Every second step."""
+
+        def look(chat: ChatModel) -> Risks:
+            assert os.environ.get("RANK", "0") == "0"
+            size = sum(float(one.abs().sum()) for one in trained(chat.model).values())
+            return Risks((np.arange(len(examples)) * 0.37 + size) % 1, None)
+
+        return Live(2, look)
+
 
 CASES: dict[str, dict[str, Any]] = {
     "example": {},
@@ -23,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "reverse-copy": {"defence": AdaptiveKL(direction="reverse"), "reference": "copy"},
     "full": {"full": True, "args": {"learning_rate": 0.02}},
     "none": {"defence": SFT()},
+    "live": {"critic": Watching()},
     "accumulated": {
         "defence": AdaptiveKL(granularity="batch", smoothing=0.5),
         "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
