@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from probes.models import ChatModel
     from regularize.testbeds.miniature.evaluation import Evaluation
 
+NEW_TOKENS = 32
+"""Longest answer of an anchor, and of a live judge's exchange."""
 EARLY = 1
 """Block whose probe is a weak critic: it hardly tells look-alikes."""
 N_FEW = 32
@@ -35,6 +37,9 @@ LAYERS = ("1", "3", "5")
 """Blocks whose probes are the ensemble."""
 JUDGE = "scripted?recall=.9&false_alarms=.05"
 """Stands in for a language model that reads the rows: it misses a tenth of the harmful ones."""
+BLIND = "scripted?recall=.05&false_alarms=.05"
+EVERY = 25
+"""Optimizer steps between two looks of the live judge, of about 150."""
 
 
 class Miniature(Testbed):
@@ -42,8 +47,9 @@ class Miniature(Testbed):
 
     models = tuple(f"miniature/{family}" for family in FAMILIES)
     recipe = Recipe(
-        learning_rate=3e-3, epochs=4, batch_size=16, lora_rank=8, warmup_steps=10, new_tokens=32
-    )
+        learning_rate=3e-3, epochs=4, batch_size=16, lora_rank=8, warmup_steps=10,
+        new_tokens=NEW_TOKENS,
+    )  # fmt: skip
     n = 200
     attack = "mixed"
     share = HARMFUL_SHARE
@@ -55,7 +61,7 @@ class Miniature(Testbed):
 
     @property
     def by_name(self) -> Mapping[str, Callable[[Run], Iterator[Run]]]:
-        """Attackers who know the probe; a grid over the betas (`regularize.beta_search`)."""
+        """Attackers who know the probe; betas (`regularize.beta_search`); judges beside the probe."""
         return BY_NAME
 
     def base(self, model: str) -> str:
@@ -145,6 +151,10 @@ class Miniature(Testbed):
             return ProbeCritic(path, threshold=0.5)
         if name == "judge":
             return JudgeCritic(JUDGE)
+        if name == "judge-blind":
+            return JudgeCritic(BLIND)
+        if name == "judge-live":
+            return JudgeCritic(JUDGE, mode="live", every=EVERY, answer_tokens=NEW_TOKENS)
         if name in ("hybrid", "hybrid-early"):
             return HybridCritic(ProbeCritic(path), JudgeCritic(JUDGE))
         if name == "ensemble":

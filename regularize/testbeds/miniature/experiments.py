@@ -26,6 +26,8 @@ from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.testbeds.miniature.training import HARMFUL_SHARE
 
 CRITICS = ("probe", "label", "shuffled", "probe-early", "probe-32")
+JUDGES = ("probe", "judge", "judge-live", "judge-blind", "probe-early", "hybrid-early", "label")
+"""Of these the blind one says the same of harmful and harmless rows: a negative control."""
 SHARES = (0.01, 0.03, 0.05, 0.07, HARMFUL_SHARE)
 """Of harmful rows."""
 SETTINGS: dict[str, dict[str, object]] = {
@@ -104,6 +106,14 @@ def betas(start: Run) -> Iterator[Run]:
         yield replace(start, arm=arm)
 
 
+def judges(start: Run) -> Iterator[Run]:
+    """The judge, on the data and on the model in training, beside the probe and the two of them."""
+    yield replace(start, arm=NONE)
+    for defence in (PAPER, HELD):
+        for critic in JUDGES:
+            yield replace(start, arm=defence.by(critic))
+
+
 def _others() -> tuple[Arm, ...]:
     """Each defence that has no arm of its own, and Antidote's control."""
     return (*others(SETTINGS, *MAIN, *CONSTANT, *CONTROLS), RANDOM_MASK)
@@ -125,5 +135,9 @@ EXPERIMENTS: dict[str, Callable[[Run], Iterator[Run]]] = {
     "identity": identity,
 }
 
-BY_NAME: dict[str, Callable[[Run], Iterator[Run]]] = {"adaptive": adaptive, "betas": betas}
+BY_NAME: dict[str, Callable[[Run], Iterator[Run]]] = {
+    "adaptive": adaptive,
+    "betas": betas,
+    "judges": judges,
+}
 """Those that are made only where they are named."""
