@@ -61,7 +61,7 @@ class Miniature(Testbed):
 
     @property
     def by_name(self) -> Mapping[str, Callable[[Run], Iterator[Run]]]:
-        """Attackers who know the probe; betas (`regularize.beta_search`); judges beside the probe."""
+        """Attackers who know the probe; betas (`regularize.beta_search`); judges."""
         return BY_NAME
 
     def base(self, model: str) -> str:
