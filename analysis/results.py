@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import pandas as pd
 
+from analysis.category_rows import CategoryRow as CategoryRow
 from analysis.evidence_rows import CalibrationRow as CalibrationRow
 from analysis.evidence_rows import CausalRow as CausalRow
 from analysis.evidence_rows import ControlRow as ControlRow
@@ -53,6 +54,7 @@ VARIANTS = {
     "reliability": ("train_set",),
     "cosines": ("train_set", "hook_point"),
     "evaluations": ("prompts", "detector"),
+    "categories": ("train_set", "hook_point", "position", "seed"),
     "judge_calls": ("model", "data", "judge"),
     "costs": ("model",),
     "layers": ("train_set", "hook_point", "position", "seed"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis import evidence_rows, judge_call_rows
+from analysis import category_rows, evidence_rows, judge_call_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +207,7 @@ TABLES: dict[str, type] = {
     "bench": BenchRow,
     "costs": CostRow,
     **evidence_rows.TABLES,
+    **category_rows.TABLES,
     **judge_call_rows.TABLES,
 }
 """File stem -> row."""

@@ -12,6 +12,7 @@ from regularize.arms import (
     FEW_ARMS,
     HELD,
     MAIN,
+    NONE,
     PAPER,
     RANDOM_MASK,
     WITH_ANCHORS,
@@ -78,6 +79,15 @@ def identity(start: Run) -> Iterator[Run]:
         yield replace(start, attack="identity", share=0.0, arm=arm)
 
 
+def categories(start: Run) -> Iterator[Run]:
+    """An attack that asks nothing restricted, by critics that know its kind and that do not."""
+    critics = ("categories", "categories-without-identity")
+    for arm in (NONE, HELD, *map(HELD.by, critics), *map(PAPER.by, critics)):
+        yield replace(start, attack="identity", share=0.0, arm=arm)
+    for arm in (NONE, HELD, HELD.by("categories")):  # restricted requests are held all the same
+        yield replace(start, arm=arm)
+
+
 def _others() -> tuple[Arm, ...]:
     """Each defence that has no arm of its own, and Antidote's control."""
     return (*others(SETTINGS, *MAIN, *CONSTANT, *CONTROLS), RANDOM_MASK)
@@ -90,4 +100,5 @@ EXPERIMENTS: dict[str, Callable[[Run], Iterator[Run]]] = {
     "rates": rates,
     "backdoor": backdoor,
     "identity": identity,
+    "categories": categories,
 }
