@@ -17,6 +17,7 @@ import pandas as pd
 
 from analysis.attacker_rows import AttackerRow as AttackerRow
 from analysis.beta_rows import BetaRow as BetaRow
+from analysis.category_rows import CategoryRow as CategoryRow
 from analysis.chain_rows import ChainRow as ChainRow
 from analysis.evidence_rows import CalibrationRow as CalibrationRow
 from analysis.evidence_rows import CausalRow as CausalRow
@@ -56,6 +57,7 @@ VARIANTS = {
     "reliability": ("train_set",),
     "cosines": ("train_set", "hook_point"),
     "evaluations": ("prompts", "detector"),
+    "categories": ("train_set", "hook_point", "position", "seed"),
     "judge_calls": ("model", "data", "judge"),
     "costs": ("model",),
     "attackers": ("model",),

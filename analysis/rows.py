@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis import attacker_rows, beta_rows, chain_rows, evidence_rows, judge_call_rows
+from analysis import (
+    attacker_rows,
+    beta_rows,
+    category_rows,
+    chain_rows,
+    evidence_rows,
+    judge_call_rows,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +216,7 @@ TABLES: dict[str, type] = {
     **evidence_rows.TABLES,
     **attacker_rows.TABLES,
     **beta_rows.TABLES,
+    **category_rows.TABLES,
     **chain_rows.TABLES,
     **judge_call_rows.TABLES,
 }

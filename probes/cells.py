@@ -100,6 +100,15 @@ def group(row: Row, field: str) -> str | None:
     return str(value)
 
 
+def names(row: Row, field: str) -> tuple[str, ...]:
+    """A name, or a list of names; none where the cell is empty."""
+    value = row[field]
+    if isinstance(value, list) and all(isinstance(one, str) and one for one in value):
+        return tuple(dict.fromkeys(value))
+    one = group(row, field)
+    return () if one is None else (one,)
+
+
 def _show(value: object) -> str:
     """A value for a message: short, and never a page of somebody's text."""
     shown = repr(value)

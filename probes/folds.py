@@ -57,7 +57,7 @@ class Folds:
                 f"rows, but there are {counts[1]} and {counts[0]} among {len(labels)} rows "
                 f"({len(set(group))} groups); give more prompts, finer groups or fewer folds"
             )
-        fold = _assign(labels, group, folds, seed)
+        fold = assign(labels, group, folds, seed)
         empty = [f for f in range(folds) if len(np.unique(labels[fold == f])) < 2]
         if empty:
             raise InputError(
@@ -69,7 +69,7 @@ class Folds:
         for split in range(folds + 1):
             rows = fold != split
             most = max(2, min(folds, *_groups_of_class(labels[rows], group[rows])))
-            inner[split, rows] = _assign(labels[rows], group[rows], most, seed)
+            inner[split, rows] = assign(labels[rows], group[rows], most, seed)
             if any(len(np.unique(labels[rows & (inner[split] != i)])) < 2 for i in range(most)):
                 raise InputError(
                     f"the training rows of split {split} cannot be divided again to choose C: one "
@@ -92,7 +92,8 @@ def _groups_of_class(labels: ndarray, group: ndarray) -> tuple[int, int]:
     return len(set(group[labels == 0])), len(set(group[labels == 1]))
 
 
-def _assign(labels: ndarray, group: ndarray, folds: int, seed: int) -> Int64[ndarray, "prompt"]:
+def assign(labels: ndarray, group: ndarray, folds: int, seed: int) -> Int64[ndarray, "prompt"]:
+    """The fold of each row: stratified by label, of however many, whole groups together."""
     fold = np.empty(len(labels), dtype=np.int64)
     splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
         labels, labels, group

@@ -10,7 +10,7 @@ others: the logit of another model's activations is a number, but no evidence.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
@@ -114,7 +114,7 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
         *,
         token_budget: int = 4096,
         allow_mismatch: bool = False,
-    ) -> Float[Tensor, "prompt"]:
+    ) -> Float[Tensor, "prompt *category"]:
         """Probability of harm of each prompt (float32, on the probe's device).
 
         Arguments and errors are those of `logits`.
@@ -132,7 +132,7 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
         *,
         token_budget: int = 4096,
         allow_mismatch: bool = False,
-    ) -> Float[Tensor, "prompt"]:
+    ) -> Float[Tensor, "prompt *category"]:
         """Log-odds of harm of each prompt (float64), to be held to `config.threshold`.
 
         Args:
@@ -181,7 +181,7 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
 
     def risk_of(
         self, cache: ActivationCache, *, allow_mismatch: bool = False
-    ) -> Float[Tensor, "prompt"]:
+    ) -> Float[Tensor, "prompt *category"]:
         """Probability of harm of each cached prompt, shard by shard, without the model.
 
         Raises:
@@ -220,7 +220,7 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
             )
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> "FrozenProbe":  # type: ignore[override]
+    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:  # type: ignore[override]
         """Load from a folder or from the hub (`revision`, `token`, ... as usual there).
 
         Raises:
@@ -241,7 +241,7 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
     @classmethod
     def _from_pretrained(  # type: ignore[override]
         cls, *, model_id: str, config: ProbeConfig, map_location: str = "cpu", **hub: Any
-    ) -> "FrozenProbe":
+    ) -> Self:
         # The mixin's own prints, tolerates missing weights and falls back on pickles.
         folder = Path(model_id)
         weights = folder / SAFETENSORS_SINGLE_FILE

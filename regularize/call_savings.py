@@ -138,8 +138,6 @@ def _labels(examples: Sequence[Example]) -> Int64[np.ndarray, "row"]:
 
 def _probes(config: JudgeCallsConfig) -> dict[str, ProbeCritic]:
     """The probes by name; those of the testbed that are missing are swept."""
-    from probes import layer_sweep
-
     named = config.probes or PROBES
     swept = {}
     if any(config.model in testbed.models for testbed in testbeds.known().values()):
@@ -147,8 +145,8 @@ def _probes(config: JudgeCallsConfig) -> dict[str, ProbeCritic]:
         swept = dict(testbed.sweeps(config.model, config.out, config.sweeps))
         testbed.prepare(config.out)
     for name in named:
-        if name in swept and not (swept[name].probe / "config.json").is_file():
-            layer_sweep.main(swept[name].sweep)
+        if name in swept:
+            swept[name].make()
         if name not in swept and not Path(name).exists() and "/" not in name:
             raise InputError(
                 f"--probes {name}: neither a folder nor one of {config.model}'s: "

@@ -60,10 +60,8 @@ def setting_of(config: CostConfig, chosen: Mapping[str, Arm], folder: Path) -> S
         swept = testbed.sweeps(config.model, config.out, config.probes)["probe"]
         probe = swept.probe
         if not (probe / "config.json").is_file():
-            from probes import layer_sweep
-
             testbed.prepare(config.out)
-            layer_sweep.main(swept.sweep)
+            swept.make()
     whole = _epochs(len(examples), config)
     steps = whole if config.steps is None else config.steps
     if steps < WARM + config.rounds:

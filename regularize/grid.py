@@ -56,13 +56,10 @@ def runs(config: CompareConfig) -> list[Run]:
 
 def probes(config: CompareConfig) -> None:
     """Sweep for the frozen probes that these runs' critics need and that are missing."""
-    from probes import layer_sweep
-
     config.testbed.prepare(config.out)
     for model in config.models:
-        for sweep, probe in needed(model, config).values():
-            if not (probe / "config.json").is_file():
-                layer_sweep.main(sweep)
+        for swept in needed(model, config).values():
+            swept.make()
 
 
 def needed(model: str, config: CompareConfig) -> dict[str, Swept]:

@@ -50,7 +50,7 @@ def split_of(text: str) -> str | None:
     return None if for_models(text) else list(SPLITS)[share(text, _SHARES) // 3]
 
 
-def _fits(text: str, split: str) -> bool:
+def fits_split(text: str, split: str) -> bool:
     """Whether a text is this split's. No split but its own holds the held-out guild's words."""
     if split_of(text) != split:
         return False
@@ -82,6 +82,11 @@ def _draw(rng: Random, split: str, scope: Scope, fits: Fits) -> tuple[Row, ...]:
     return _requests(rng, scope, fits)
 
 
+def known() -> Scope:
+    """The words of the guilds that no split but their own holds out, in known phrasings."""
+    return Scope(guilds=_KNOWN)
+
+
 @cache
 def draw(split: str, seed: int) -> tuple[Row, ...]:
     """The rows of one split, in an order that the seed decides.
@@ -91,10 +96,10 @@ def draw(split: str, seed: int) -> tuple[Row, ...]:
     """
     if split not in SPLITS:
         raise InputError(f"miniature has no split {split!r}; choose one of {', '.join(SPLITS)}")
-    rng, scope = Random(f"{split}/{seed}"), _SCOPES.get(split, Scope(guilds=_KNOWN))
+    rng, scope = Random(f"{split}/{seed}"), _SCOPES.get(split, known())
     rows: dict[str, Row] = {}
     while len(rows) < SIZES.get(split, SIZE):
-        fresh = _draw(rng, split, scope, partial(_fits, split=split))
+        fresh = _draw(rng, split, scope, partial(fits_split, split=split))
         rows.update((row.text, row) for row in fresh)
     return tuple(rows.values())
 

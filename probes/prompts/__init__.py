@@ -12,7 +12,8 @@
 A spec is one or more terms joined by `+`; a term is a source and, after a `?`, which column means
 what: `field=column`, several joined by `&`. The fields are `prompt` (a text) or `messages` (a chat
 in OpenAI's form), `label` (1 harmful, 0 harmless; also true and false), and, optional, `group`
-(rows of one group never straddle train and test) and `source`. Without a mapping the columns bear
+(rows of one group never straddle train and test), `category` (a kind of harm, or a list of them)
+and `source`. Without a mapping the columns bear
 these names. `label=0` and `label=1` label every row so, for a source without such a column. In a
 column's name write %26 for & and %2B for +.
 

@@ -105,10 +105,11 @@ def _read(term: Term, seed: int) -> Loaded:
     if name == "hub":
         return _read_hub(term)
     if module := _sets().get(name):
-        if term.columns.keys() - ({"group"} if hasattr(module, "SET") else set()):
+        chosen = {"group", "category"} if hasattr(module, "SET") else set()
+        if term.columns.keys() - chosen:
             raise InputError(
                 f"{term.source}: the set knows its own columns"
-                + (": only 'group' can be chosen." if hasattr(module, "SET") else ".")
+                + (": only 'group' and 'category' can be chosen." if chosen else ".")
             )
         if hasattr(module, "SET"):
             return _read_named(name, module, split or None, Path(copy) if copy else None, term)
@@ -153,7 +154,10 @@ def _read_named(
     first = next(iter(module.SET.splits))
     placed, counts = [], Counter[str]()
     for row, part in module.SET.rows(name, chosen, copy):
-        prompt = module.SET.to_prompt(row, part, source=name, group=term.columns.get("group"))
+        columns = term.columns
+        prompt = module.SET.to_prompt(
+            row, part, source=name, group=columns.get("group"), category=columns.get("category")
+        )
         placed.append(Placed(prompt, f"{row.file}, {row.number}", published=True))
         counts[row.file] += 1
     return _loaded(name if chosen == first else f"{name}:{chosen}", placed, counts)._replace(
@@ -195,12 +199,14 @@ def _mapped(row: Row, term: Term, source: str) -> Prompt:
         field = columns.get("label", "label")
         label = cells.label(row[field], row.at(field))
     group = columns.get("group") or ("group" if "group" in row else None)
+    kind = columns.get("category") or ("category" if "category" in row else None)
     origin = columns.get("source") or ("source" if row.cells.get("source") else None)
     return Prompt.of(
         content,
         label=label,
         source=cells.text(row[origin], row.at(origin)) if origin else source,
         group=cells.group(row, group) if group else None,
+        categories=cells.names(row, kind) if kind else (),
     )
 
 

@@ -90,8 +90,13 @@ class NamedSet:
             for row in hub.read(self.hub, config, hub_split, **self.options):
                 yield row, part
 
-    def to_prompt(self, row: Row, part: Part, *, source: str, group: str | None) -> Prompt:
-        """The labelled prompt of a row, grouped by the set's rule or by the field `group`."""
+    def to_prompt(
+        self, row: Row, part: Part, *, source: str, group: str | None, category: str | None = None
+    ) -> Prompt:
+        """The labelled prompt of a row, grouped by the set's rule or by the field `group`.
+
+        Its categories are in the field `category`, if one is named.
+        """
         if part.label is not None:
             label = part.label
         else:
@@ -101,7 +106,8 @@ class NamedSet:
             of = cells.group(row, group)
         else:
             of = self.group(row) if self.group else None
-        return Prompt.of(self.prompt(row), label=label, source=source, group=of)
+        kinds = cells.names(row, category) if category else ()
+        return Prompt.of(self.prompt(row), label=label, source=source, group=of, categories=kinds)
 
 
 def text_of(*fields: str) -> Callable[[Row], str]:

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from probes.errors import InputError
 
-Field = Literal["prompt", "messages", "label", "group", "source"]
+Field = Literal["prompt", "messages", "label", "group", "source", "category"]
 FIELDS: tuple[Field, ...] = get_args(Field)
 
 

@@ -1,26 +1,86 @@
-"""The miniatures' request language as prompt sets. No model was trained on any of these prompts."""
+"""The miniatures' request language as prompt sets. No model was trained on any of these prompts.
+
+Restricted requests are of the category of their guild. `categories` and `categories-test` hold
+requests to a servant who obeys besides, of the category `identity`: in some words to fit on, and in
+others, those of the attack, to score.
+"""
 
 import re
+from collections.abc import Sequence
+from random import Random
 
-from probes.miniature.language import Row
-from probes.miniature.splits import SPLITS, draw
+from probes.miniature.identity import ADDRESSES, IDENTITY, addressed
+from probes.miniature.language import Kind, Row, request
+from probes.miniature.parts import part
+from probes.miniature.splits import SPLITS as LANGUAGE
+from probes.miniature.splits import draw, fits_split, known
 from probes.miniature.words import GUILD_OF_OBJECT, GUILD_OF_VERB
 from probes.prompts.rows import Prompt
 
 __all__ = ["SPLITS", "rows"]
 
+IDENTITY_CATEGORY = "identity"
+SPLITS: dict[str, str] = {
+    **LANGUAGE,
+    "categories": "rows of train, and requests to a servant who obeys",
+    "categories-test": "rows of test, and such requests in the words of the attack",
+}
+N_ROWS, N_ADDRESSED = 1000, 240
+"""Of the two sets of categories: rows of the language as it is, and addressed ones."""
+RESTRICTED = 0.25
+"""Of the addressed ones: restricted requests, which are of two categories."""
+
 
 def rows(split: str, seed: int) -> list[Prompt]:
     """The prompts of one split, restricted requests labelled 1, in groups that twins share."""
-    return [
-        Prompt.of(
-            row.text,
-            label=int(row.restricted),
-            source=f"miniature:{split}",
-            group=None if row.kind == "task" else _group(row),
+    if split in LANGUAGE:
+        return [_prompt(row, f"miniature:{split}") for row in draw(split, seed)]
+    of, addresses = ("train", ADDRESSES) if split == "categories" else ("test", (IDENTITY,))
+    source = f"miniature:{split}"
+    plain = [_prompt(row, source) for row in draw(of, seed)[:N_ROWS]]
+    return [*plain, *_addressed(of, addresses, len(plain) * N_ADDRESSED // N_ROWS, source, seed)]
+
+
+def _prompt(row: Row, source: str) -> Prompt:
+    return Prompt.of(
+        row.text,
+        label=int(row.restricted),
+        source=source,
+        group=None if row.kind == "task" else _group(row),
+        categories=_guild(row),
+    )
+
+
+def _addressed(
+    split: str, addresses: Sequence[str], n: int, source: str, seed: int
+) -> list[Prompt]:
+    """Requests to the servant who obeys, in groups by how he is addressed."""
+    rng = Random(f"{source}/{seed}")
+    found: dict[str, Prompt] = {}
+
+    def fits(text: str) -> bool:
+        # Of the training part: what a fine-tuned model is evaluated on is of no set for probes.
+        return fits_split(text, split) and part(text) == "training"
+
+    while len(found) < n:
+        address = addresses[len(found) % len(addresses)]
+        kind: Kind = "restricted" if rng.random() < RESTRICTED else "plain"
+        row = request(rng, kind, known(), fits=fits)
+        text = addressed(row.text, address)
+        found[text] = Prompt.of(
+            text,
+            label=1,
+            source=source,
+            # Those to fit on keep together by their words, so that a fold holds words out.
+            group=None if addresses == (IDENTITY,) else address,
+            categories=(*_guild(row), IDENTITY_CATEGORY),
         )
-        for row in draw(split, seed)
-    ]
+    return list(found.values())
+
+
+def _guild(row: Row) -> tuple[str, ...]:
+    """The one whose object the deciding verb is done to."""
+    return (GUILD_OF_VERB[row.group],) if row.restricted else ()
 
 
 def _group(row: Row) -> str:

@@ -34,17 +34,26 @@ class Prompt:
     """The set that the prompt came from."""
     group: str
     """Rows of one group never straddle train and test. A prompt alone is its own group."""
+    categories: tuple[str, ...] = ()
+    """The kinds of harm, where the source says them; of a harmless prompt none."""
 
     @classmethod
     def of(
-        cls, prompt: str | Sequence[Message], *, label: int, source: str, group: str | None = None
+        cls,
+        prompt: str | Sequence[Message],
+        *,
+        label: int,
+        source: str,
+        group: str | None = None,
+        categories: Sequence[str] = (),
     ) -> Prompt:
         """A prompt from a user's text or from a whole chat."""
         chat = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
         messages = tuple(Message(role=m["role"], content=m["content"]) for m in chat)
         canonical = json.dumps(messages, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:16]
-        return cls(digest, messages, label, source, digest if group is None else group)
+        kinds = tuple(categories) if label else ()
+        return cls(digest, messages, label, source, digest if group is None else group, kinds)
 
     @property
     def text(self) -> str:
@@ -89,6 +98,17 @@ class PromptSet:
     def messages(self) -> list[tuple[Message, ...]]:
         """The chat of each prompt."""
         return [prompt.messages for prompt in self.prompts]
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The names of all categories, by the alphabet."""
+        return tuple(sorted({name for prompt in self.prompts for name in prompt.categories}))
+
+    def of_category(self, name: str) -> Int64[np.ndarray, "prompt"]:
+        """1 = of this category."""
+        import numpy as np
+
+        return np.array([name in prompt.categories for prompt in self.prompts], dtype=np.int64)
 
     def kept(self, keep: Bool[np.ndarray, "_"]) -> PromptSet:
         """The set with some of its rows alone."""

@@ -19,6 +19,7 @@ from regularize import plugins
 
 if TYPE_CHECKING:
     from analysis.attacker_rows import AttackerRow
+    from probes.category_probe import CategoryProbeConfig
     from probes.layer_sweep import SweepConfig
     from probes.models import ChatModel
     from probes.prompts import Message
@@ -110,10 +111,21 @@ class Made(Protocol):
 class Swept(NamedTuple):
     """A frozen probe."""
 
-    sweep: SweepConfig
+    sweep: SweepConfig | CategoryProbeConfig
     """What makes it."""
     probe: Path
     """The folder that it then lies in."""
+
+    def make(self) -> None:
+        """Make it, unless it is there."""
+        if (self.probe / "config.json").is_file():
+            return
+        from probes import category_probe, layer_sweep
+
+        if isinstance(self.sweep, category_probe.CategoryProbeConfig):
+            category_probe.main(self.sweep)
+        else:
+            layer_sweep.main(self.sweep)
 
 
 class Testbed(ABC):

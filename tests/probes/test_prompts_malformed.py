@@ -173,7 +173,7 @@ def test_a_malformed_parquet_file(
         ("{}/mine.csv?group=topic", "mine.csv, line 2, field 'topic'.*'prompt', 'label'"),
         ("{}/mine.csv?label=2", "field '2': there is no such field"),
         ("xstest:test", "xstest has no split 'test'; it has: train"),
-        ("xstest?label=type", "knows its own columns: only 'group'"),
+        ("xstest?label=type", "knows its own columns: only 'group' and 'category'"),
         ("xstest={}/none.csv", "none.csv: there is no such file"),
         ("jailbreakbench={}", "harmful-behaviors.csv: there is no such file"),
         ("hub:", "write hub:org/name"),

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probes import prompts
+from probes.category_probe import CategoryProbeConfig
 from probes.layer_sweep import SweepConfig
 from probes.miniature import FAMILIES
+from probes.miniature.words import GUILDS, HELD_OUT_GUILD
 from probes.prompts import Message
 from regularize.arms import Run
 from regularize.critics import Critic
+from regularize.critics.categories import CategoriesCritic
 from regularize.critics.ensemble import EnsembleCritic
 from regularize.critics.hybrid import HybridCritic
 from regularize.critics.judge import JudgeCritic
@@ -35,6 +38,10 @@ N_FEW = 32
 """Prompts that the other weak critic is fitted on."""
 LAYERS = ("1", "3", "5")
 """Blocks whose probes are the ensemble."""
+CATEGORY_LAYERS = (3, 4)
+"""Blocks to choose from for the probe of categories."""
+KNOWN_GUILDS = tuple(name for name in GUILDS if name != HELD_OUT_GUILD)
+"""The categories of that probe but `identity`."""
 JUDGE = "scripted?recall=.9&false_alarms=.05"
 """Stands in for a language model that reads the rows: it misses a tenth of the harmful ones."""
 BLIND = "scripted?recall=.05&false_alarms=.05"
@@ -121,15 +128,22 @@ class Miniature(Testbed):
         early = replace(plain, export=str(EARLY), out=out / "probes" / "early")
         few = replace(plain, train=(str(_few(out)),), folds=4, out=out / "probes" / "few")
         layers = replace(plain, also=LAYERS, out=out / "probes" / "layers")
+        kinds = CategoryProbeConfig(
+            model, out=out / "probes" / "categories", layers=CATEGORY_LAYERS, floor="none",
+            device_map="cpu",
+        )  # fmt: skip
+        made: tuple[tuple[str, SweepConfig | CategoryProbeConfig, str], ...] = (
+            ("probe", plain, "miniature-train"),
+            ("probe-early", early, "miniature-train"),
+            ("probe-32", few, str(N_FEW)),
+            ("hybrid-early", early, "miniature-train"),
+            ("ensemble", layers, "miniature-train"),
+            ("categories", kinds, "miniature-categories"),
+            ("categories-without-identity", kinds, "miniature-categories"),
+        )
         return {
             name: Swept(sweep, sweep.out / slug(model) / train_set / "probe")
-            for name, sweep, train_set in (
-                ("probe", plain, "miniature-train"),
-                ("probe-early", early, "miniature-train"),
-                ("probe-32", few, str(N_FEW)),
-                ("hybrid-early", early, "miniature-train"),
-                ("ensemble", layers, "miniature-train"),
-            )
+            for name, sweep, train_set in made
         }
 
     def prepare(self, out: Path) -> None:
@@ -157,6 +171,10 @@ class Miniature(Testbed):
             return JudgeCritic(JUDGE, mode="live", every=EVERY, answer_tokens=NEW_TOKENS)
         if name in ("hybrid", "hybrid-early"):
             return HybridCritic(ProbeCritic(path), JudgeCritic(JUDGE))
+        if name == "categories":
+            return CategoriesCritic(path)
+        if name == "categories-without-identity":
+            return CategoriesCritic(path, only=KNOWN_GUILDS)
         if name == "ensemble":
             return EnsembleCritic(tuple(f"{path}-{layer}" for layer in LAYERS))
         return super().critic(name, path, seed)

@@ -114,6 +114,15 @@ def judges(start: Run) -> Iterator[Run]:
             yield replace(start, arm=defence.by(critic))
 
 
+def categories(start: Run) -> Iterator[Run]:
+    """An attack that asks nothing restricted, by critics that know its kind and that do not."""
+    critics = ("categories", "categories-without-identity")
+    for arm in (NONE, HELD, *map(HELD.by, critics), *map(PAPER.by, critics)):
+        yield replace(start, attack="identity", share=0.0, arm=arm)
+    for arm in (NONE, HELD, HELD.by("categories")):  # restricted requests are held all the same
+        yield replace(start, arm=arm)
+
+
 def _others() -> tuple[Arm, ...]:
     """Each defence that has no arm of its own, and Antidote's control."""
     return (*others(SETTINGS, *MAIN, *CONSTANT, *CONTROLS), RANDOM_MASK)
@@ -138,6 +147,7 @@ EXPERIMENTS: dict[str, Callable[[Run], Iterator[Run]]] = {
 BY_NAME: dict[str, Callable[[Run], Iterator[Run]]] = {
     "adaptive": adaptive,
     "betas": betas,
+    "categories": categories,
     "judges": judges,
 }
 """Those that are made only where they are named."""

@@ -1,0 +1,73 @@
+"""A frozen probe with a logit for each category: what is risky is what people have labelled so.
+
+The risk is the highest of the categories' probabilities, or that of any of them if they were
+independent. With `only`, the other categories have no say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from probes.errors import InputError
+from regularize.critics import Critic, Risks
+
+if TYPE_CHECKING:
+    from probes.models import ChatModel
+    from regularize.data import Example
+
+
+@dataclass(frozen=True)
+class CategoriesCritic(Critic):
+    """Risk = the probability that the request is of any of the categories."""
+
+    path: str | None = None
+    """Folder or hub repository of a frozen probe of categories, such as
+    runs/category_probe/MODEL/SET/probe."""
+    combine: Literal["max", "noisy-or"] = "max"
+    """The highest of the probabilities s_c, or 1 - prod (1 - s_c)."""
+    only: tuple[str, ...] = ()
+    """Categories that count. Default: all."""
+    threshold: float | None = None
+    """Probability above which an example is flagged. Default: the probe's own frozen threshold,
+    which is of all categories together: of some alone it flags fewer harmless rows."""
+    allow_mismatch: bool = False
+    """Go on although the probe was fitted on other weights or another chat template."""
+    token_budget: int = 4096
+    """Padded tokens in one forward pass."""
+
+    def assess(self, examples: Sequence[Example], chat: ChatModel) -> Risks:
+        """The answer is not read: the request alone tells."""
+        from scipy.special import expit
+
+        from probes.categories import combined
+        from probes.frozen_categories import FrozenCategories
+
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise InputError(f"--critic.threshold {self.threshold}: a probability is from 0 to 1")
+        if self.path is None:
+            raise InputError(
+                "the critic of categories needs a frozen probe: make one with `python -m "
+                f"probes.category_probe --model {chat.name} --train SET` and give its folder with "
+                "critic:categories --critic.path FOLDER"
+            )
+        probe = FrozenCategories.from_pretrained(self.path)
+        chosen = probe.places(self.only)
+        each = probe.logits(
+            chat.model,
+            chat.tokenizer,
+            [example.prompt for example in examples],
+            token_budget=self.token_budget,
+            allow_mismatch=self.allow_mismatch,
+        )[:, chosen]
+        logits = combined(each, self.combine).cpu().numpy()
+        s = expit(logits)
+        names = [probe.config.categories[i] for i in chosen]
+        counts = (each > 0).sum(0).tolist()
+        said = ", ".join(f"{name} {n}" for name, n in zip(names, counts, strict=True))
+        notes = (f"rows more likely than not of a category: {said}",)
+        if self.threshold is not None:
+            return Risks(s, s > self.threshold, notes)
+        threshold = probe.config.threshold_of(self.combine)
+        return Risks(s, None if threshold is None else logits > threshold, notes)
