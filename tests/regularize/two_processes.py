@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.trainer_utils import set_seed
 
+from regularize.data import examples
 from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.defences.none import SFT
-from tests.regularize.training import trained, trainer
+from tests.regularize.training import SAFE_ROWS, trained, trainer
 
 CASES: dict[str, dict[str, Any]] = {
     "example": {},
@@ -23,13 +24,17 @@ CASES: dict[str, dict[str, Any]] = {
     "reverse-copy": {"defence": AdaptiveKL(direction="reverse"), "reference": "copy"},
     "full": {"full": True, "args": {"learning_rate": 0.02}},
     "none": {"defence": SFT()},
+    "budget": {
+        "defence": AdaptiveKL(kl_budget=0.01, kl_every=1, kl_prompts=4),
+        "safe": examples(SAFE_ROWS),
+    },
     "accumulated": {
         "defence": AdaptiveKL(granularity="batch", smoothing=0.5),
         "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
     },
 }
 """Each step is of four rows, over all processes."""
-LOGGED = ("loss", "nll", "kl", "risk", "beta")
+LOGGED = ("loss", "nll", "kl", "risk", "beta", "beta_max", "kl_drift")
 
 
 def end_of(
