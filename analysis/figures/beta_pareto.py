@@ -61,8 +61,12 @@ def _panel(ax: Axes, points: pd.DataFrame) -> None:
         ax.plot([row[f"{X}_lo"], row[f"{X}_hi"]], [row[Y]] * 2, **look)
         ax.plot([row[X]] * 2, [row[f"{Y}_lo"], row[f"{Y}_hi"]], **look)
         marker, size = _marker(row)
-        ax.plot(row[X], row[Y], color=colour, marker=marker, ls="", ms=size, mec="white", mew=0.5,
-                clip_on=False, zorder=3 + (size > 7))  # fmt: skip
+        # Hollow, so that what lies under it is seen: the shapes often end alike.
+        edge: dict[str, Any] = (
+            {"mfc": "none", "mew": 1.2} if marker == "D" else {"mec": "white", "mew": 0.5}
+        )
+        ax.plot(row[X], row[Y], color=colour, marker=marker, ls="", ms=size, clip_on=False,
+                zorder=3 + (size > 7), **edge)  # fmt: skip
     front = points[points["front"]].sort_values(X)
     ax.plot(front[X], front[Y], color=style.QUIET, lw=1, ls=(0, (4, 2)), zorder=1, clip_on=False)
     # The settings lie close together: the axis shows what they span.
@@ -75,10 +79,10 @@ def _panel(ax: Axes, points: pd.DataFrame) -> None:
 
 def _marker(row: pd.Series) -> tuple[str, float]:
     if row["defence"] == betas.PAPER:
-        return "*", 12
+        return "*", 12.0
     if row["kind"] == "reference":
-        return "X", 7
-    return ("D", 5) if row["sharpened"] else ("o", 6)
+        return "X", 7.0
+    return ("D", 8.5) if row["sharpened"] else ("o", 6.0)
 
 
 def _label(ax: Axes, front: pd.DataFrame) -> None:
@@ -111,7 +115,7 @@ def _legend(figure: Figure) -> None:
         mark("fixed betas (min-max)", COLOURS["fixed"], "o"),
         mark("the paper's, 0.1-0.9", COLOURS["fixed"], "*", ms=11),
         mark("betas by a budget (nats)", COLOURS["automatic"], "o"),
-        mark("risk sharpened", style.QUIET, "D"),
+        mark("risk sharpened", style.QUIET, "D", mfc="none", ms=7),
         mark(arms.NAMES["none"], arms.PINNED["none"], "X"),
         mark("Pareto front", style.QUIET, "", ls=(0, (4, 2)), lw=1),
     ]

@@ -18,10 +18,10 @@ from transformers.trainer_utils import set_seed
 from probes.models import ChatModel
 from regularize.critics import Live, Risks
 from regularize.critics.column import ColumnCritic
-from regularize.data import Example
+from regularize.data import Example, examples
 from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.defences.none import SFT
-from tests.regularize.training import trained, trainer
+from tests.regularize.training import SAFE_ROWS, trained, trainer
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,17 @@ CASES: dict[str, dict[str, Any]] = {
     "full": {"full": True, "args": {"learning_rate": 0.02}},
     "none": {"defence": SFT()},
     "live": {"critic": Watching()},
+    "budget": {
+        "defence": AdaptiveKL(kl_budget=0.01, kl_every=1, kl_prompts=4),
+        "safe": examples(SAFE_ROWS),
+    },
     "accumulated": {
         "defence": AdaptiveKL(granularity="batch", smoothing=0.5),
         "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
     },
 }
 """Each step is of four rows, over all processes."""
-LOGGED = ("loss", "nll", "kl", "risk", "beta")
+LOGGED = ("loss", "nll", "kl", "risk", "beta", "beta_max", "kl_drift")
 
 
 def end_of(
