@@ -59,8 +59,7 @@ def draw(table: pd.DataFrame) -> Figure:
     """Risk (0 to 1) before and after; shares of prompts (percent) as colour and number."""
     lines = plotted(table)
     attackers = list(dict.fromkeys(lines["attacker"]))
-    marks = arms.arms(table)
-    columns = [pair for pair in marks if pair in set(zip(lines["defence"], lines["critic"]))]
+    columns = list(arms.arms(table))
     height = 0.9 + 0.42 * len(attackers)
     figure = Figure(figsize=(2.6 + 1.16 * max(6, len(columns)), 2 * height + 2.2))
     grid = figure.subplots(2, 2)
@@ -116,7 +115,7 @@ def _shares(
 ) -> None:
     """Colour and number, and below it the interval; a dash where nothing was measured."""
     values = np.full((len(attackers), len(columns)), np.nan)
-    texts = np.full(values.shape, "–", dtype=object)
+    texts = np.full(values.shape, "", dtype=object)
     for _, row in lines.iterrows():
         at = attackers.index(row["attacker"]), columns.index((row["defence"], row["critic"]))
         value, lo, hi = (row[f"{measure.column}{end}"] for end in ("", "_lo", "_hi"))
@@ -125,11 +124,13 @@ def _shares(
             interval = f"\n[{100 * lo:.0f}, {100 * hi:.0f}]" if np.isfinite([lo, hi]).all() else ""
             texts[at] = f"{100 * value:.0f}{interval}"
     sns.heatmap(
-        np.nan_to_num(values), ax=ax, vmin=0, vmax=1, cmap=measure.colours, cbar=False,
+        values, ax=ax, vmin=0, vmax=1, cmap=measure.colours, cbar=False,
         linewidths=1.2, annot=texts, fmt="", annot_kws={"fontsize": 7},
-        mask=None, yticklabels=attackers,
+        yticklabels=attackers,
         xticklabels=[arms.label(*pair).replace(", ", ",\n") for pair in columns],
     )  # fmt: skip
+    for y, x in np.argwhere(np.isnan(values)):
+        ax.text(x + 0.5, y + 0.5, "–", ha="center", va="center", fontsize=8, color=style.QUIET)
     ax.set_title(measure.title, fontsize=10)
     ax.tick_params("x", rotation=90, length=0, labelsize=8)
     ax.tick_params("y", rotation=0, length=0)

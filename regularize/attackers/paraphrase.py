@@ -1,12 +1,13 @@
 """The same deed in other words of the language: structure, phrase, and what is said beside it.
 
 A form: prefix, core, suffix, structure, and the other deed's verb and object, empty where the
-answer names both deeds. The answer stays as it is to the letter.
+answer names both deeds. The answer stays as it is to the letter, and the restricted deed stands
+where the language has it: where it never does, a model may not refuse it in the first place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from regularize.attackers import Attacker, Form, Said, Task, as_it_was
 from regularize.attackers._search import Neighbours, descend
 
 if TYPE_CHECKING:
-    from probes.miniature.language import Row
+    from probes.miniature.language import Deed, Row
 
 ROUNDS = 4
 """In the first one forms are drawn anew, in the others a part of one is."""
@@ -48,9 +49,9 @@ def neighbours(rng: Random) -> Neighbours:
     def near(row: Row, form: Form, at: int) -> Iterator[Form]:
         from probes.miniature.reading import named
 
-        both = len(named(row.answer)) == 2
+        deeds = named(row.answer)
         while True:
-            fresh = _draw(rng, both)
+            fresh = _draw(rng, _asks(deeds))
             if at == 0 or not form:
                 yield fresh
                 continue
@@ -60,7 +61,14 @@ def neighbours(rng: Random) -> Neighbours:
     return near
 
 
-def _draw(rng: Random, both: bool) -> Form:
+def _asks(deeds: Sequence[Deed]) -> str:
+    """How a structure asks for just these deeds, in this order."""
+    if len(deeds) == 1:
+        return "one"
+    return "both" if deeds[0].restricted else "reversed"
+
+
+def _draw(rng: Random, asks: str) -> Form:
     from probes.miniature.phrasings import (
         CORES,
         ORDERS,
@@ -71,10 +79,12 @@ def _draw(rng: Random, both: bool) -> Form:
     )
     from probes.miniature.words import PLAIN_OBJECTS, PLAIN_VERBS
 
-    structures = [one for one in (PLAIN, *STRUCTURES) if (one.asks != "one") == both]
+    structures = [one for one in (PLAIN, *STRUCTURES) if one.asks == asks]
     structure = rng.choice(structures)
     cores = ORDERS if structure.sentence else CORES
-    other = ("", "") if both else (rng.choice(PLAIN_VERBS), rng.choice(PLAIN_OBJECTS))
+    other = ("", "")
+    if asks == "one":
+        other = (rng.choice(PLAIN_VERBS), rng.choice(PLAIN_OBJECTS))
     return (
         rng.choice(PREFIXES.seen), rng.choice(cores.seen), rng.choice(SUFFIXES.seen),
         structure.template, *other,
@@ -101,14 +111,14 @@ def _is_sentence(template: str) -> bool:
     return any(one.template == template and one.sentence for one in STRUCTURES)
 
 
-def _text(deeds: tuple, form: Form) -> str | None:
+def _text(deeds: Sequence[Deed], form: Form) -> str | None:
     """The request; None where the form does not ask for just these deeds."""
     from probes.miniature.language import Deed, _sentence
     from probes.miniature.phrasings import PLAIN, STRUCTURES
 
     prefix, core, suffix, template, *words = form
     structure = next(one for one in (PLAIN, *STRUCTURES) if one.template == template)
-    if len(deeds) != (1 if structure.asks == "one" else 2):
+    if structure.asks != _asks(deeds):
         return None
     deed, other = deeds[0], Deed(*words)
     if structure.asks == "both":
