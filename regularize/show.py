@@ -70,9 +70,9 @@ def risks(prepared: Prepared, console: Console) -> None:
         n = int(prepared.risks.flagged.sum())
         console.print(f"{n} of {len(s)} rows lie above the critic's threshold")
     if prepared.risks.tally is not None:
-        took = prepared.risks.tally.items()
-        counts = ", ".join(f"{name.replace('_', ' ')} {count:,.12g}" for name, count in took)
-        console.print(f"what the critic took: {counts}")
+        tally = prepared.risks.tally.items()
+        took = ", ".join(f"{name.replace('_', ' ')} {number:,.12g}" for name, number in tally)
+        console.print(f"what the critic took: {took}")
     if prepared.risks.failed is not None:
         cautious = int(prepared.risks.failed.sum())
         console.print(f"{cautious} rows without a verdict have s = 1, out of caution")
