@@ -101,7 +101,7 @@ def test_what_failed_stands_in_the_data_the_log_and_the_card(
         assert [row["risk"] for row in found] == [
             1.0 if i in (3, 4) else WANTED[i] for i in range(N)
         ]
-        took = json.loads((one.out / "critic.json").read_text())
+        took = json.loads((one.out / "critic.json").read_text())["before"]
         assert (took["calls"], took["failed"]) == (N + 4, 2)
         saved = json.loads((one.out / "run.json").read_text())
         rubric = saved["critic_sources"]["rubric_sha256"]
@@ -169,3 +169,6 @@ def test_live_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     shown = " ".join(capsys.readouterr().out.split())
     assert "mean risk s as the model in training answers: 0.000 at step 2" in shown
     assert {row["risk"] for row in written(tmp_path / "run")} == {0.0}
+    took = json.loads((tmp_path / "run" / "critic.json").read_text())
+    assert took["before"]["exchanges"] == 8 and took["before"]["calls"] == 8
+    assert [(look["step"], look["risk"]) for look in took["looks"]] == [(2, 0.0)]
