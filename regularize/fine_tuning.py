@@ -2,7 +2,8 @@
 
 OUT/run.json              the arguments, and the releases of the libraries in use
 OUT/data.jsonl            the training rows with their risk, training data again
-OUT/critic.json           what the critic took (calls, tokens, cost), if it counts
+OUT/critic.json           what the critic took (calls, tokens, cost), and what it found each time
+                          that it looked at the model in training
 OUT/anchors.jsonl         the anchors, as the reference answers them
 OUT/adapter_*             the adapter (or, with --full or where a defence has changed the weights
                           before training, the whole model), and README.md, its card
@@ -20,6 +21,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -286,8 +288,17 @@ def _write_data(prepared: Prepared, out: Path, *, assessed: bool) -> None:
         for i, example in enumerate(prepared.examples)
     ]
     results.replace({out / DATA: results.jsonl(rows)})
-    if tally is not None:
-        results.replace({out / CRITIC: (json.dumps(dict(tally), indent=2) + "\n").encode()})
+    _write_tally(tally, [], out)
+
+
+def _write_tally(
+    tally: Mapping[str, float] | None, looks: Sequence[Mapping[str, float]], out: Path
+) -> None:
+    """What a critic has counted, if it counts."""
+    if tally is None:
+        return
+    found = {"before": dict(tally), "looks": list(looks)}
+    results.replace({out / CRITIC: (json.dumps(found, indent=2) + "\n").encode()})
 
 
 def _to_json(config: TrainConfig) -> str:
@@ -352,6 +363,8 @@ def _save(
         },
         config.out,
     )
+    looks = live.looks_of(trainer.state.log_history)
+    _write_tally(prepared.risks.tally, looks, config.out)
     known = replace(config, defence=trainer.defence)  # with what it has found out
     written = card.text(known, prepared, steps[-1])
     results.replace({config.out / "README.md": written.encode()})

@@ -51,8 +51,13 @@ def looked(risks: Risks) -> dict[str, float]:
     return {"risk": float(np.mean(risks.s)), **flagged, **(risks.tally or {})}
 
 
+def looks_of(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """What was logged of each look, with its step."""
+    return [{"step": entry["step"], **entry[ENTRY]} for entry in log if ENTRY in entry]
+
+
 def said(log: Sequence[Mapping[str, Any]]) -> str:
     """In one line, how the mean risk has gone; empty where nobody has looked."""
-    looks = [entry for entry in log if ENTRY in entry]
-    means = ", ".join(f"{entry[ENTRY]['risk']:.3f} at step {entry['step']}" for entry in looks)
+    looks = looks_of(log)
+    means = ", ".join(f"{look['risk']:.3f} at step {look['step']}" for look in looks)
     return f"mean risk s as the model in training answers: {means}" if looks else ""

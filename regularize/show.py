@@ -73,7 +73,7 @@ def risks(prepared: Prepared, console: Console) -> None:
         console.print(escape(note))
     if prepared.risks.tally is not None:
         tally = prepared.risks.tally.items()
-        took = ", ".join(f"{name.replace('_', ' ')} {count:,.12g}" for name, count in tally)
+        took = ", ".join(f"{name.replace('_', ' ')} {number:,.12g}" for name, number in tally)
         console.print(f"what the critic took: {took}")
     if prepared.risks.failed is not None:
         cautious = int(prepared.risks.failed.sum())

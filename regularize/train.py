@@ -11,6 +11,8 @@ Run as:
     python -m regularize.train --model ./my-model --data theirs.jsonl --out runs/ft
         critic:probe --critic.path runs/layer_sweep/my-model/xstest/probe
         defence:adaptive-kl --defence.beta-max 1 --defence.shape sharpened
+    python -m regularize.train --model ./my-model --data theirs.jsonl --risk-only
+        critic:judge --critic.base-url http://localhost:8000/v1
 """
 
 from __future__ import annotations

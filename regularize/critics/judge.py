@@ -235,6 +235,8 @@ def _fields(body: Sequence[str]) -> dict[str, object]:
     found: dict[str, object] = {}
     for text in body:
         name, _, value = text.partition("=")
+        if name in ("messages", "model", "n", "stream"):
+            raise InputError(f"--critic.body {text}: {name} is not to be changed")
         try:
             found[name] = json.loads(value)
         except ValueError as error:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from probes.errors import InputError
-from regularize.judging import Ending, Heard, Judge, Question, Reply, Verdict
+from regularize.judging import Heard, Judge, Question, Reply, Verdict
+from regularize.judging.completion import Later, asked_for, completed, pause, reason
 from regularize.judging.reading import read
 from regularize.judging.rubric import Rubric
 
@@ -145,14 +144,14 @@ class Server(Judge):
 
         many = stop_after_attempt(self.retries + 1)
         trying = AsyncRetrying(
-            retry=retry_if_exception_type(_Later),
-            wait=lambda state: _pause(state, self.backoff),
+            retry=retry_if_exception_type(Later),
+            wait=lambda state: pause(state, self.backoff),
             stop=lambda state: bool(failures) or many(state),
             reraise=True,
         )
         try:
             return await trying(self._once, client, question)
-        except _Later as error:
+        except Later as error:
             raise InputError(
                 f"{self.name} gave no reply about {question.exchange.where}: "
                 f"{self._without_key(str(error))}; what it has said so far is kept, and the same "
@@ -160,14 +159,14 @@ class Server(Judge):
             ) from error
         except openai.APIStatusError as error:
             if error.status_code in REJECTED:
-                return Reply(self._without_key(_reason(error)), "rejected")
+                return Reply(self._without_key(reason(error)), "rejected")
             raise InputError(await self._refusal(client, error)) from error
 
     async def _once(self, client: AsyncOpenAI, question: Question) -> Reply:
         """One request.
 
         Raises:
-            _Later: There was no reply, or none that is whole.
+            Later: There was no reply, or none that is whole.
         """
         import openai
 
@@ -181,31 +180,31 @@ class Server(Judge):
                     messages=asked,
                     extra_body=fields,
                 )
-            return _reply(found)
+            return completed(found)
         except TimeoutError as error:
-            raise _Later(f"nothing came in {self.timeout:g} s") from error
+            raise Later(f"nothing came in {self.timeout:g} s") from error
         except openai.APITimeoutError as error:
-            raise _Later(f"nothing came in {self.timeout:g} s") from error
+            raise Later(f"nothing came in {self.timeout:g} s") from error
         except openai.APIConnectionError as error:
-            raise _Later(f"{_reason(error)} ({_reason(error.__cause__ or error)})") from error
+            raise Later(f"{reason(error)} ({reason(error.__cause__ or error)})") from error
         except openai.APIStatusError as error:
             if error.status_code in BUSY or error.status_code >= 500:
-                after = _asked_for(error.response.headers)
-                said = f"status {error.status_code}, {_reason(error)}"
+                after = asked_for(error.response.headers)
+                said = f"status {error.status_code}, {reason(error)}"
                 if after is not None and after > LONGEST_PAUSE:
                     raise InputError(
                         f"{self.name} asks for a pause of {after:.0f} s "
                         f"({self._without_key(said)}); what it has said so far is kept: give the "
                         "same command again after it"
                     ) from error
-                raise _Later(said, after) from error
+                raise Later(said, after) from error
             raise
         except (openai.APIError, ValueError, TypeError) as error:
-            raise _Later(f"what it sent is no chat completion ({_reason(error)})") from error
+            raise Later(f"what it sent is no chat completion ({reason(error)})") from error
 
     async def _refusal(self, client: AsyncOpenAI, error: Any) -> str:
         """Why it will answer nothing at all, and what to do."""
-        said = f"{self.name}: status {error.status_code}, {self._without_key(_reason(error))}"
+        said = f"{self.name}: status {error.status_code}, {self._without_key(reason(error))}"
         if error.status_code in (401, 403):
             key = self.api_key_env
             return f"{said}; " + (
@@ -236,63 +235,6 @@ class Server(Judge):
         """What a server says may be shown and kept, but for the key."""
         key = self._key()
         return text if key is None else text.replace(key, "***")
-
-
-class _Later(Exception):
-    """There is no reply, and there may be one later."""
-
-    def __init__(self, why: str, after: float | None = None) -> None:
-        super().__init__(why)
-        self.after = after
-        """Seconds that the server asks to wait."""
-
-
-def _pause(state: Any, backoff: float) -> float:
-    """Seconds before the next request: as asked for, else doubled each time, up to a minute."""
-    error = state.outcome.exception()
-    after = getattr(error, "after", None)
-    growing = min(backoff * 2 ** (state.attempt_number - 1), 60.0)
-    return float(growing if after is None else after)
-
-
-def _asked_for(headers: Mapping[str, str]) -> float | None:
-    """Retry-After, in seconds or as a date (RFC 9110)."""
-    text = headers.get("retry-after")
-    if text is None:
-        return None
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return None
-
-
-def _reply(found: Any) -> Reply:
-    """A chat completion, as it is kept.
-
-    Raises:
-        ValueError: It is none.
-    """
-    choices = getattr(found, "choices", None)
-    if not choices or getattr(choices[0], "message", None) is None:
-        raise ValueError(f"it has no message: {str(found)[:60]!r}")
-    message, usage = choices[0].message, getattr(found, "usage", None)
-    endings: dict[str, Ending] = {"length": "length", "content_filter": "filtered"}
-    return Reply(
-        str(message.content or getattr(message, "refusal", None) or ""),
-        endings.get(choices[0].finish_reason or "stop", "stop"),
-        int(getattr(usage, "prompt_tokens", 0) or 0),
-        int(getattr(usage, "completion_tokens", 0) or 0),
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an error, on one line."""
-    lines: Iterator[str] = (line.strip() for line in str(error).splitlines() if line.strip())
-    return next(lines, type(error).__name__)[:200]
 
 
 def _library() -> Any:

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("openai", reason="the judge extra is not installed: pip install openai")
-
 from probes.errors import InputError
 from regularize.critics import Risks
 from regularize.critics.judge import JudgeCritic
@@ -25,6 +23,9 @@ from regularize.judging import Exchange, Question, Reply
 from regularize.judging.reading import read
 from regularize.judging.rubric import Rubric
 from tests.regularize.judge_server import FENCED, Act, JudgeServer, honest, score_of
+
+for name in ("openai", "tenacity"):
+    pytest.importorskip(name, reason=f"the judge extra is not installed: it needs {name}")
 
 ROOT = Path(__file__).parents[2]
 ANY: Any = None  # these critics do not look at the model
@@ -305,6 +306,7 @@ def test_plain_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"base_url": "http://me:secret@host/v1"}, "would be saved with the run"),
         ({"api_key_env": "NO_SUCH_KEY"}, "that environment variable is not set"),
         ({"body": ("top_p=high",)}, "--critic.body top_p=high: give NAME=JSON"),
+        ({"body": ("stream=true",)}, "stream is not to be changed"),
         ({"price_in": 1.0}, "go together"),
         ({"concurrency": 0}, "--critic.concurrency 0: must be at least 1"),
         ({"timeout": 0.0}, "--critic.timeout 0.0: must be more than zero"),
