@@ -234,12 +234,10 @@ def _frozen(model: str, config: ChainConfig) -> FrozenProbe:
 
 def _sweep(model: str, critics: set[str], config: ChainConfig) -> None:
     """Sweep for the frozen probes that are missing."""
-    from probes import layer_sweep
-
     config.testbed.prepare(config.out)
-    for name, (sweep, probe) in config.testbed.sweeps(model, config.out, config.probes).items():
-        if name in {"probe", *critics} and not (probe / "config.json").is_file():
-            layer_sweep.main(sweep)
+    for name, swept in config.testbed.sweeps(model, config.out, config.probes).items():
+        if name in {"probe", *critics}:
+            swept.make()
 
 
 def _whole(chain: Chain, config: ChainConfig) -> Failed | None:

@@ -68,6 +68,7 @@ class CategoriesCritic(Critic):
         said = ", ".join(f"{name} {n}" for name, n in zip(names, counts, strict=True))
         notes = (f"rows more likely than not of a category: {said}",)
         if self.threshold is not None:
-            return Risks(s, s > self.threshold, notes)
+            return Risks(s, s > self.threshold, notes=notes)
         threshold = probe.config.threshold_of(self.combine)
-        return Risks(s, None if threshold is None else logits > threshold, notes)
+        flagged = None if threshold is None else logits > threshold
+        return Risks(s, flagged, notes=notes)
