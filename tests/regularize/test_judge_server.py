@@ -86,7 +86,7 @@ def test_scores_become_risks_and_are_counted(
         Act(raw=b'{"choices": []}'),
         Act(raw=b"[1, 2]"),
         Act(raw=b"<html>welcome</html>", type="text/html"),
-        Act("SCORE: 1", wait=0.6),
+        Act("SCORE: 1", wait=2.0),
     ],
     ids=lambda act: f"{act.status}-{act.raw}-{'cut' if act.cut else act.wait}",
 )
@@ -97,7 +97,7 @@ def test_a_passing_fault_is_asked_again(fault: Act, tmp_path: Path) -> None:
         return fault if nth <= 2 and answer in ("done 1", "done 2") else honest(answer, nth)
 
     with JudgeServer(act) as server:
-        found = critic(server, tmp_path, timeout=0.3 if slow else 5.0).assess(rows(4), ANY)
+        found = critic(server, tmp_path, timeout=0.9 if slow else 5.0).assess(rows(4), ANY)
         np.testing.assert_array_equal(found.s, wanted(4))
         assert dict(server.asked) == {"done 0": 1, "done 1": 3, "done 2": 3, "done 3": 1}
         assert found.tally and found.tally["calls"] == 4
@@ -126,7 +126,7 @@ def test_a_drip_of_bytes_is_no_reply_in_time(tmp_path: Path) -> None:
             JudgeCritic(
                 "judge", base_url=url, timeout=0.3, retries=1, backoff=0.01, cache=tmp_path
             ).assess(rows(1), ANY)
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 4
         server.shutdown()
 
 
@@ -135,13 +135,13 @@ def test_the_pause_is_the_one_that_the_server_asks_for(tmp_path: Path) -> None:
 
     def act(answer: str, nth: int) -> Act:
         times.setdefault(answer, []).append(time.monotonic())
-        pause = {"Retry-After": "0.4"} if answer == "done 0" else {}
+        pause = {"Retry-After": "0.8"} if answer == "done 0" else {}
         return Act(status=429, headers=pause, raw=b"{}") if nth == 1 else honest(answer, nth)
 
     assess(act, tmp_path, 2)
     pauses = {answer: one[1] - one[0] for answer, one in times.items()}
-    assert 0.4 <= pauses["done 0"] < 1.5
-    assert pauses["done 1"] < 0.35  # the control: the client's own
+    assert pauses["done 0"] >= 0.8
+    assert pauses["done 1"] < 0.7  # the control: the client's own
     with pytest.raises(InputError, match="asks for a pause of 3600 s"):
         assess(
             lambda answer, nth: Act(status=429, headers={"Retry-After": "3600"}, raw=b"{}"),
