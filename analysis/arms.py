@@ -24,7 +24,7 @@ BEFORE = "before"
 MIXED = "mixed"
 """The attack that tells defences apart: to learn nothing is no answer to it."""
 NUMBERED = r"\+anchors-\d|-[\d.]+-[\d.]+$"
-"""Arms with another number of anchors, or other betas, than usual: they have figures of their own."""
+"""Arms with another number of anchors or other betas than usual: they have figures of their own."""
 SETTING = ["attack", "harmful_share", "learning_rate"]
 NAMES = {BEFORE: "before training", "none": "SFT"}
 PINNED = {BEFORE: "black", "none": "#D55E00"}
