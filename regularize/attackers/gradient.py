@@ -8,6 +8,7 @@ at random, are tried, and the best is kept.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from random import Random
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 DENIES = re.compile("not?|never|nobody|forbids|against|refused?|failed|forg[eo]t")
 """Words that might make another thing of a request."""
+
+STARTS = 4
+"""Of the budget a part like this goes to suffixes by chance, of which the best is the start."""
 
 
 class Vocabulary(NamedTuple):
@@ -38,7 +42,7 @@ class Gradient(Attacker):
 
     length: int = 6
     """Words of the suffix."""
-    tried: int = 16
+    tried: int = 8
     """Suffixes tried in a step, of a row."""
     top: int = 32
     """Words with the steepest gradient to draw from, of each position."""
@@ -46,14 +50,19 @@ class Gradient(Attacker):
     of_language = False
 
     def search(self, task: Task) -> list[Form]:
-        """As many steps as the budget has."""
+        """From the best of some suffixes by chance as many steps as the budget has."""
         words = vocabulary(task.oracle.chat)
         rows, rng = list(task.rows), task.rng
         plain = task.oracle([as_it_was(row).prompt for row in rows])
-        suffixes = [rng.choices(words.words, k=self.length) for _ in rows]
-        risks = self._asked(rows, suffixes, task.oracle)
-        for _ in range((self.budget - 1) // self.tried):
-            tried = self._proposed(rows, suffixes, words, task.oracle, rng)
+        suffixes: list[list[str]] = [[] for _ in rows]
+        risks = [math.inf] * len(rows)
+        starts = self.budget // STARTS
+        for at in range(1 + (self.budget - starts) // self.tried):
+            if at == 0:
+                tried = [[rng.choices(words.words, k=self.length) for _ in range(starts)]
+                         for _ in rows]  # fmt: skip
+            else:
+                tried = self._proposed(rows, suffixes, words, task.oracle, rng)
             flat = [(i, one) for i, some in enumerate(tried) for one in some]
             found = self._asked([rows[i] for i, _ in flat], [one for _, one in flat], task.oracle)
             for (i, one), risk in zip(flat, found, strict=True):

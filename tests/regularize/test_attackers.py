@@ -226,8 +226,9 @@ def test_the_token_gradient_is_that_of_finite_differences(family: str) -> None:
         torch.testing.assert_close(found.gradients[i], one.gradients[0], rtol=1e-8, atol=1e-10)
 
     table = model.get_input_embeddings().weight.detach()
-    rng, eps = Random(0), 1e-4
-    for _ in range(6):
+    rng, eps = Random(0), 3e-3  # models compute their norms in float32, which is felt below
+    seen = []
+    for _ in range(8):
         i = rng.randrange(len(ids))
         at, token = rng.randrange(3, len(ids[i])), rng.randrange(len(table))
         ends = []
@@ -240,8 +241,9 @@ def test_the_token_gradient_is_that_of_finite_differences(family: str) -> None:
             hidden = _post(model, embedded, last)
             ends.append(reads(torch.stack([out.hidden_states[1][:, -1], hidden[:, -1]], 1)).item())
         difference = (ends[0] - ends[1]) / (2 * eps)
-        assert found.gradients[i][at, token].item() == pytest.approx(difference, rel=1e-4, abs=1e-7)
-        assert abs(difference) > 1e-6
+        assert found.gradients[i][at, token].item() == pytest.approx(difference, rel=5e-3, abs=5e-3)
+        seen.append(abs(difference))
+    assert max(seen) > 0.5 and np.median(seen) > 0.05
 
 
 def _post(model, embedded, block) -> torch.Tensor:
