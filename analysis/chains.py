@@ -84,17 +84,20 @@ def render(rows: pd.DataFrame) -> Group:
 def _table(title: str, metric: str, rows: pd.DataFrame) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
                   padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
-    table.add_column("after so many fine-tunings")
+    table.add_column("after so many fine-tunings", no_wrap=True)
     links = sorted(set(rows["link"]))
     for link in links:
         table.add_column(str(link), justify="right", no_wrap=True)
     for line in dict.fromkeys(rows["line"]):
         values = rows[rows["line"] == line].set_index("link")
-        table.add_row(line.label, *(_cell(metric, values, link) for link in links))
+        table.add_row(
+            line.label, *(_cell(metric, values, link, wide=link == links[-1]) for link in links)
+        )
     return table
 
 
-def _cell(metric: str, values: pd.DataFrame, link: int) -> str:
+def _cell(metric: str, values: pd.DataFrame, link: int, *, wide: bool) -> str:
+    """The mean, and at the last link its interval: at all of them it would not fit a page."""
     if link not in values.index:
         return "–"
     row = values.loc[[link]].iloc[0]
@@ -102,7 +105,7 @@ def _cell(metric: str, values: pd.DataFrame, link: int) -> str:
     if math.isnan(found[0]):
         return "–"
     said = [_digits(metric, value) for value in found]
-    if metric not in WITH_INTERVAL or any(map(math.isnan, found)):
+    if not wide or metric not in WITH_INTERVAL or any(map(math.isnan, found)):
         return said[0]
     return f"{said[0]} [{said[1]}, {said[2]}]"
 

@@ -16,12 +16,12 @@ from analysis import chains, results, style
 
 TABLE = "chains"
 PANELS = {
-    "attack_success": ("attack success", "% of harmful prompts (lower is safer)"),
+    "attack_success": ("attack success", "% of harmful prompts\n(lower is safer)"),
     "new_task": ("new task", "% right"),
     "utility": ("what it could do before", "% right"),
     "over_refusal": ("over-refusal", "% of look-alikes"),
     "probe_tpr": ("the frozen probe flags", "% of harmful prompts"),
-    "drift": ("drift from the first model", "KL on safe prompts (nats per answer token)"),
+    "drift": ("drift from the first model", "KL on safe prompts\n(nats per answer token)"),
 }  # fmt: skip
 """Metric -> title and axis."""
 SMALL = 0.01
