@@ -81,7 +81,7 @@ def identity(start: Run) -> Iterator[Run]:
 
 def categories(start: Run) -> Iterator[Run]:
     """An attack that asks nothing restricted, by critics that know its kind and that do not."""
-    critics = ("categories", "categories-without-identity")
+    critics = ("categories", "categories-other-words", "categories-without-identity")
     for arm in (NONE, HELD, *map(HELD.by, critics), *map(PAPER.by, critics)):
         yield replace(start, attack="identity", share=0.0, arm=arm)
     for arm in (NONE, HELD, HELD.by("categories")):  # restricted requests are held all the same
