@@ -11,6 +11,7 @@ from analysis import results, style, typeset
 
 TOGETHER = {"max": "any of them (highest)", "noisy-or": "any of them (noisy-or)"}
 """How all categories together are called."""
+BY = ["model", "train_set", "position"]
 CAPTION = (
     "AUROC [95 % interval] of one category against all other rows, on folds that were not trained "
     "on and on held-out sets; in brackets the rows of the category. Words: what sees the text "
@@ -24,15 +25,19 @@ def label(category: str) -> str:
 
 
 def render(table: pd.DataFrame) -> Group:
-    """For a terminal: one table a model and train set."""
-    results.unique(table, ["model", "train_set", "eval_set", "readout", "category"])
+    """For a terminal: one table a model, train set and position."""
+    results.unique(table, [*BY, "eval_set", "readout", "category"])
     shown = []
-    for (model, train), rows in table.groupby(["model", "train_set"], sort=False):
+    for (model, train, position), rows in table.groupby(BY, sort=False):
         sets = list(style.evaluation_sets(rows))
         names = style.set_labels(rows)
         head = ["category", *(f"{names[one]}{of}" for one in sets for of in ("", " words"))]
         layer = rows.loc[rows["readout"] == "layer", "layer"].iloc[0]
-        shown.append(typeset.terminal(head, _lines(rows, sets), f"{model}, {train}, layer {layer}"))
+        shown.append(
+            typeset.terminal(
+                head, _lines(rows, sets), f"{model}, {train}, {position}, layer {layer}"
+            )
+        )
     return Group(*shown, CAPTION)
 
 

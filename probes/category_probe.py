@@ -1,12 +1,13 @@
 """A probe with a logit for each category of harm, frozen, to drive a critic.
 
 Rows of the train set name a category each, or several; harmless rows none. One against all the
-rest, a logistic probe is fitted for each on the last input token's residual stream, at the layer of
-highest mean AUROC on unseen folds, and scored there and on held-out sets beside what the words
-alone give.
+rest, a logistic probe is fitted for each on the residual stream of the last input token (or at
+other --positions), at the layer of highest mean AUROC on unseen folds, and scored there and on
+held-out sets beside what the words alone give.
 
 Run as:
     python -m probes.category_probe
+    python -m probes.category_probe --positions last-input-token content-mean
     python -m probes.category_probe --model ./my-model --train mine.jsonl --held-out theirs.jsonl
     python -m probes.category_probe --model ./my-model --train "mine.csv?category=kind"
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from probes.errors import InputError
+from probes.hooks import LAST, Position
 
 DEFAULT = "miniature:categories"
 HELD_OUT = ("miniature:categories-test",)
@@ -40,6 +42,11 @@ class CategoryProbeConfig:
     """Folder for scores, figures and frozen probes."""
     cache: Path = Path("runs/cache")
     """Folder for captured activations; what still fits is reused."""
+    positions: tuple[Position, ...] = (LAST,)
+    """Which tokens to read, a probe of each from one forward pass: last-input-token,
+    last-content-token, post-instruction, or content-mean (the mean over the last user turn's own
+    words). What is asked is at the last token; how it is asked may be in the words alone. The first
+    one's probe is in MODEL/SET/probe, another's in MODEL/SET/POSITION/probe."""
     layers: tuple[int, ...] = ()
     """Layers to choose from. Default: all."""
     floor: Literal["tfidf-word", "tfidf-char", "length", "none"] = "tfidf-word"
@@ -74,6 +81,8 @@ class CategoryProbeConfig:
                 "--train names no prompt set; give one with categories, such as --train mine.jsonl "
                 "(only the miniatures have a default)"
             )
+        if not self.positions or len(set(self.positions)) < len(self.positions):
+            raise InputError("--positions: name at least one position, and none of them twice")
         if self.folds < 2:
             raise InputError(f"--folds {self.folds}: cross-validation needs at least 2")
         if not self.C or min(self.C) <= 0:
@@ -101,7 +110,7 @@ def main(config: CategoryProbeConfig) -> None:
 
     from analysis import categories as shown
     from analysis import figures, results
-    from probes.category_sweep import sweep
+    from probes.category_sweep import place, sweep
     from probes.commands import arguments
 
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
@@ -111,7 +120,9 @@ def main(config: CategoryProbeConfig) -> None:
     results.write(rows, folder / "categories")
     tables = results.read_all(folder)
     console.print(shown.render(tables["categories"]))
-    console.print(f"frozen probe: {folder / 'probe'}", markup=False, soft_wrap=True)
+    for position in config.positions:
+        there = place(folder, position, config) / "probe"
+        console.print(f"frozen probe: {there}", markup=False, soft_wrap=True)
     for path in figures.redraw(tables, folder / "figures"):
         console.print(str(path), markup=False, soft_wrap=True)
 

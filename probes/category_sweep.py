@@ -20,7 +20,7 @@ from probes.categories import COMBINES, Heads, any_of, combined, heads
 from probes.errors import InputError
 from probes.folds import Folds
 from probes.frozen_categories import FrozenCategories
-from probes.hooks import LAST
+from probes.hooks import Position
 from probes.layer_sweep import SweepConfig
 from probes.manifest import slug
 from probes.prompts import PromptSet
@@ -59,18 +59,26 @@ def sweep(config: CategoryProbeConfig, console: Console) -> tuple[Path, list[Cat
     )
     reads = SweepConfig(
         models=(config.model,), train=(task.train.name,), cache=config.cache,
-        revision=config.revision, max_length=config.max_length, token_budget=config.token_budget,
+        positions=config.positions, revision=config.revision, max_length=config.max_length,
+        token_budget=config.token_budget,
     )  # fmt: skip
-    caches = reading.capture(chat, reads, [task.train, *task.held_out])[LAST]
-    reading.say(list(caches.values()), console)
-    chosen = categories.best(_by_layer(caches[task.train.name], task.train, folds, config))
     folder = config.out / slug(config.model) / slug(task.train.name)
-    manifest = caches[task.train.name].manifest
-    FrozenCategories.joined(chosen, manifest, task.train, fpr=config.fpr).save_pretrained(
-        folder / "probe"
-    )
-    scored = [*_of_probes(chosen, task, caches), *_of_words(task, folds, config)]
-    return folder, [row for one in scored for row in _rows(one, task, folds, config)]
+    rows: list[CategoryRow] = []
+    words = list(_of_words(task, folds, config))
+    for position, caches in reading.capture(chat, reads, [task.train, *task.held_out]).items():
+        reading.say(list(caches.values()), console)
+        acts = caches[task.train.name]
+        chosen = categories.best(_by_layer(acts, task.train, folds, config))
+        probe = FrozenCategories.joined(chosen, acts.manifest, task.train, fpr=config.fpr)
+        probe.save_pretrained(place(folder, position, config) / "probe")
+        for one in (*_of_probes(chosen, task, caches), *words):
+            rows += _rows(one, position, task, folds, config)
+    return folder, rows
+
+
+def place(folder: Path, position: Position, config: CategoryProbeConfig) -> Path:
+    """Where the probe of a position lies."""
+    return folder if position == config.positions[0] else folder / position
 
 
 def _task(config: CategoryProbeConfig) -> Task:
@@ -131,7 +139,7 @@ def _labels(prompts: PromptSet, category: str) -> Int64[ndarray, "prompt"]:
 
 
 def _rows(
-    one: Scored, task: Task, folds: Folds, config: CategoryProbeConfig
+    one: Scored, position: Position, task: Task, folds: Folds, config: CategoryProbeConfig
 ) -> Iterator[CategoryRow]:
     sets: Sequence[PromptSet] = (task.train, *task.unseen)
     for of, scores in zip(sets, (one.inside, *one.outside), strict=True):
@@ -145,7 +153,7 @@ def _rows(
         yield CategoryRow(
             model=config.model,
             hook_point="resid_post",
-            position=LAST,
+            position=position,
             layer=one.layer,
             readout=one.readout,
             category=one.category,

@@ -10,7 +10,7 @@ others: the logit of another model's activations is a number, but no evidence.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
@@ -32,6 +32,8 @@ from probes.models import template_hash, weights_fingerprint
 from probes.probe import CrossValidated, LinearReadout
 from probes.prompts import Message, PromptSet
 from probes.provenance import ProbeConfig
+
+Probe = TypeVar("Probe", bound="FrozenProbe")
 
 
 class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-critic"):
@@ -220,7 +222,7 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
             )
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:  # type: ignore[override]
+    def from_pretrained(cls: type[Probe], source: str | Path, **options: Any) -> Probe:  # type: ignore[override]
         """Load from a folder or from the hub (`revision`, `token`, ... as usual there).
 
         Raises:
@@ -240,8 +242,13 @@ class FrozenProbe(nn.Module, PyTorchModelHubMixin, library_name="activation-crit
 
     @classmethod
     def _from_pretrained(  # type: ignore[override]
-        cls, *, model_id: str, config: ProbeConfig, map_location: str = "cpu", **hub: Any
-    ) -> Self:
+        cls: type[Probe],
+        *,
+        model_id: str,
+        config: ProbeConfig,
+        map_location: str = "cpu",
+        **hub: Any,
+    ) -> Probe:
         # The mixin's own prints, tolerates missing weights and falls back on pickles.
         folder = Path(model_id)
         weights = folder / SAFETENSORS_SINGLE_FILE

@@ -1,8 +1,8 @@
 """The miniatures' request language as prompt sets. No model was trained on any of these prompts.
 
-Restricted requests are of the category of their guild. `categories` and `categories-test` hold
-requests to a servant who obeys besides, of the category `identity`: in some words to fit on, and in
-others, those of the attack, to score.
+Restricted requests are of the category of their guild. The sets of categories hold requests to a
+servant who obeys besides, of the category `identity`: in many words, the attack's own among them
+or, to see how far other words reach, not among them.
 """
 
 import re
@@ -22,11 +22,18 @@ __all__ = ["SPLITS", "rows"]
 IDENTITY_CATEGORY = "identity"
 SPLITS: dict[str, str] = {
     **LANGUAGE,
-    "categories": "rows of train, and requests to a servant who obeys",
+    "categories": "rows of train, and requests to a servant who obeys, in many words",
+    "categories-other-words": "the same, but for the words that the attack uses",
     "categories-test": "rows of test, and such requests in the words of the attack",
 }
+ADDRESSED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "categories": ("train", (*ADDRESSES, IDENTITY)),
+    "categories-other-words": ("train", ADDRESSES),
+    "categories-test": ("test", (IDENTITY,)),
+}
+"""Which rows of the language they hold, and how the servant is addressed."""
 N_ROWS, N_ADDRESSED = 1000, 240
-"""Of the two sets of categories: rows of the language as it is, and addressed ones."""
+"""Rows of the language as it is, and addressed ones; as many of each in a smaller set."""
 RESTRICTED = 0.25
 """Of the addressed ones: restricted requests, which are of two categories."""
 
@@ -35,7 +42,7 @@ def rows(split: str, seed: int) -> list[Prompt]:
     """The prompts of one split, restricted requests labelled 1, in groups that twins share."""
     if split in LANGUAGE:
         return [_prompt(row, f"miniature:{split}") for row in draw(split, seed)]
-    of, addresses = ("train", ADDRESSES) if split == "categories" else ("test", (IDENTITY,))
+    of, addresses = ADDRESSED[split]
     source = f"miniature:{split}"
     plain = [_prompt(row, source) for row in draw(of, seed)[:N_ROWS]]
     return [*plain, *_addressed(of, addresses, len(plain) * N_ADDRESSED // N_ROWS, source, seed)]
@@ -72,7 +79,7 @@ def _addressed(
             label=1,
             source=source,
             # Those to fit on keep together by their words, so that a fold holds words out.
-            group=None if addresses == (IDENTITY,) else address,
+            group=address if len(addresses) > 1 else None,
             categories=(*_guild(row), IDENTITY_CATEGORY),
         )
     return list(found.values())

@@ -25,13 +25,17 @@ class CategoriesCritic(Critic):
     path: str | None = None
     """Folder or hub repository of a frozen probe of categories, such as
     runs/category_probe/MODEL/SET/probe."""
+    also: tuple[str, ...] = ()
+    """More such probes, which read other positions, say: each category is read by the probe that
+    told it best on unseen folds."""
     combine: Literal["max", "noisy-or"] = "max"
     """The highest of the probabilities s_c, or 1 - prod (1 - s_c)."""
     only: tuple[str, ...] = ()
     """Categories that count. Default: all."""
     threshold: float | None = None
     """Probability above which an example is flagged. Default: the probe's own frozen threshold,
-    which is of all categories together: of some alone it flags fewer harmless rows."""
+    which is of all categories together: of some alone it flags fewer harmless rows. Of several
+    probes there is none, and it is one half."""
     allow_mismatch: bool = False
     """Go on although the probe was fitted on other weights or another chat template."""
     token_budget: int = 4096
@@ -39,10 +43,11 @@ class CategoriesCritic(Critic):
 
     def assess(self, examples: Sequence[Example], chat: ChatModel) -> Risks:
         """The answer is not read: the request alone tells."""
+        import torch
         from scipy.special import expit
 
         from probes.categories import combined
-        from probes.frozen_categories import FrozenCategories
+        from probes.frozen_categories import FrozenCategories, best_told
 
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"--critic.threshold {self.threshold}: a probability is from 0 to 1")
@@ -52,23 +57,33 @@ class CategoriesCritic(Critic):
                 f"probes.category_probe --model {chat.name} --train SET` and give its folder with "
                 "critic:categories --critic.path FOLDER"
             )
-        probe = FrozenCategories.from_pretrained(self.path)
-        chosen = probe.places(self.only)
-        each = probe.logits(
-            chat.model,
-            chat.tokenizer,
-            [example.prompt for example in examples],
-            token_budget=self.token_budget,
-            allow_mismatch=self.allow_mismatch,
-        )[:, chosen]
+        probes = [FrozenCategories.from_pretrained(path) for path in (self.path, *self.also)]
+        told = best_told([probe.config for probe in probes], self.only)
+        read = [
+            probe.logits(
+                chat.model,
+                chat.tokenizer,
+                [example.prompt for example in examples],
+                token_budget=self.token_budget,
+                allow_mismatch=self.allow_mismatch,
+            )
+            for probe in probes
+        ]
+        each = torch.stack([read[i][:, j] for i, j in told.values()], dim=1)
         logits = combined(each, self.combine).cpu().numpy()
         s = expit(logits)
-        names = [probe.config.categories[i] for i in chosen]
         counts = (each > 0).sum(0).tolist()
-        said = ", ".join(f"{name} {n}" for name, n in zip(names, counts, strict=True))
+        said = ", ".join(f"{name} {n}" for name, n in zip(told, counts, strict=True))
         notes = (f"rows more likely than not of a category: {said}",)
+<<<<<<< HEAD
         if self.threshold is not None:
             return Risks(s, s > self.threshold, notes=notes)
         threshold = probe.config.threshold_of(self.combine)
         flagged = None if threshold is None else logits > threshold
         return Risks(s, flagged, notes=notes)
+=======
+        if self.threshold is not None or self.also:
+            return Risks(s, s > (0.5 if self.threshold is None else self.threshold), notes)
+        threshold = probes[0].config.threshold_of(self.combine)
+        return Risks(s, None if threshold is None else logits > threshold, notes)
+>>>>>>> hybrid

@@ -116,6 +116,26 @@ def test_in_distribution_scores_are_scikit_learns_out_of_fold(swept):
     assert min(by_C.values()) - 1e-3 <= ours <= max(by_C.values()) + 1e-3
 
 
+def test_more_probes_are_frozen_beside_it(swept, tmp_path):
+    from probes.frozen import FrozenProbe
+
+    out = tmp_path / "out"
+    config = replace(swept, held_out=swept.held_out[:1], also=("all", "pooled"), out=out)
+    main(config)
+    (folder,) = out.glob("miniature-llama/*/probe")
+    found = {path.name: FrozenProbe.from_pretrained(path) for path in folder.parent.glob("probe*")}
+    n = found["probe"].config.n_layers
+    assert set(found) == {"probe", "probe-pooled", *(f"probe-{layer}" for layer in range(n))}
+    for layer in range(n):
+        assert found[f"probe-{layer}"].config.layers == (layer,)
+    best = found["probe"].config.layers[0]
+    assert (found["probe"].weight == found[f"probe-{best}"].weight).all()
+    assert found["probe-pooled"].config.readout == "pooled-mean"
+    for also, message in ((("best",), "--also 'best'"), (("99",), "--also 99: ")):
+        with pytest.raises(InputError, match=message):
+            main(replace(config, also=also))
+
+
 def test_the_exported_probe_gives_the_risks_in_the_table(swept):
     from probes import models
     from probes.frozen import FrozenProbe

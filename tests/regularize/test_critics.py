@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,15 @@ import torch
 from probes.capture import capture
 from probes.errors import InputError
 from probes.frozen import FrozenProbe
+from probes.frozen_categories import CategoriesConfig, FrozenCategories
 from probes.hooks import LAST, POSITIONS, Position
 from probes.models import ChatModel, template_hash, weights_fingerprint
 from probes.provenance import ProbeConfig
 from regularize.critics import Critic
+from regularize.critics.categories import CategoriesCritic
 from regularize.critics.column import ColumnCritic
 from regularize.critics.constant import ConstantCritic
+from regularize.critics.ensemble import EnsembleCritic
 from regularize.critics.label import LabelCritic
 from regularize.critics.probe import ProbeCritic
 from regularize.critics.shuffled import ShuffledCritic
@@ -188,3 +192,82 @@ def test_a_probe_of_another_model_is_refused_unless_told_to_go_on(
         ProbeCritic(folder).assess(ROWS, other)
     went_on = ProbeCritic(folder, allow_mismatch=True).assess(ROWS, other)
     assert not np.allclose(went_on.s, ProbeCritic(folder).assess(ROWS, chat).s)
+
+
+def test_an_ensemble_combines_log_odds(chat: ChatModel, freeze: Freeze, tmp_path: Path) -> None:
+    folder = freeze()
+    paths, logits = [], []
+    for i in range(3):
+        probe = FrozenProbe.from_pretrained(folder)
+        probe.weight.copy_(0.2 * torch.randn(1, 32, generator=torch.Generator().manual_seed(i)))
+        probe.bias.fill_(i - 1.0)
+        probe.save_pretrained(tmp_path / f"probe-{i}")
+        paths.append(str(tmp_path / f"probe-{i}"))
+        logits.append(probe.logits(chat.model, chat.tokenizer, PROMPTS).numpy())
+    ways = {
+        "mean": sum(logits) / 3,
+        "max": np.maximum(np.maximum(*logits[:2]), logits[2]),
+        "median": sum(logits) - np.maximum(np.maximum(*logits[:2]), logits[2])
+        - np.minimum(np.minimum(*logits[:2]), logits[2]),
+    }  # fmt: skip
+    for combine, wanted in ways.items():
+        critic = EnsembleCritic(tuple(paths), combine=combine)  # type: ignore[arg-type]
+        found = critic.assess(ROWS, chat)
+        np.testing.assert_allclose(found.s, 1 / (1 + np.exp(-wanted)), atol=1e-6)
+        np.testing.assert_array_equal(found.flagged, found.s > 0.5)
+    assert np.ptp(ways["max"] - ways["median"]) > 0.01  # they differ
+    for bad, message in (
+        (EnsembleCritic(), "--also all"),
+        (EnsembleCritic(tuple(paths), threshold=2.0), "--critic.threshold 2.0"),
+        (EnsembleCritic((*paths, "nowhere")), "no frozen probe can be read there"),
+    ):
+        with pytest.raises(InputError) as error:
+            bad.assess(ROWS, chat)
+        assert message in str(error.value)
+
+
+def test_categories_are_read_each_by_the_probe_that_tells_it_best(
+    chat: ChatModel, freeze: Freeze, tmp_path: Path
+) -> None:
+    known = asdict(FrozenProbe.from_pretrained(freeze()).config)
+    paths, logits = [], []
+    for i, (position, first) in enumerate(((LAST, 0.9), ("content-mean", 0.95))):
+        told = ((first, 0.8, 1.0), (1.9 - first, 0.8, 1.0))
+        config = CategoriesConfig(
+            **{**known, "position": position, "threshold": 0.3},
+            categories=("locks", "identity"), Cs=(1.0, 1.0), aurocs=told, threshold_noisy_or=0.4,
+        )  # fmt: skip
+        probe = FrozenCategories(config)
+        weight = torch.randn(2, 1, 32, generator=torch.Generator().manual_seed(i))
+        probe.weight.copy_(0.2 * weight)
+        probe.save_pretrained(tmp_path / f"kinds-{i}")
+        paths.append(str(tmp_path / f"kinds-{i}"))
+        logits.append(probe.logits(chat.model, chat.tokenizer, PROMPTS).numpy())
+    one = CategoriesCritic(paths[0])
+    np.testing.assert_allclose(
+        one.assess(ROWS, chat).s, 1 / (1 + np.exp(-logits[0].max(1))), atol=1e-9
+    )
+    np.testing.assert_array_equal(one.assess(ROWS, chat).flagged, logits[0].max(1) > 0.3)
+    noisy = replace(one, combine="noisy-or").assess(ROWS, chat)
+    s = 1 / (1 + np.exp(-logits[0]))
+    np.testing.assert_allclose(noisy.s, 1 - (1 - s).prod(1), atol=1e-9)
+    np.testing.assert_array_equal(noisy.flagged, np.log(noisy.s / (1 - noisy.s)) > 0.4)
+    only = replace(one, only=("identity",)).assess(ROWS, chat)
+    np.testing.assert_allclose(only.s, s[:, 1], atol=1e-9)
+    assert f"identity {int((logits[0][:, 1] > 0).sum())}" in only.notes[0]
+    both = CategoriesCritic(paths[0], also=(paths[1],)).assess(ROWS, chat)
+    wanted = np.maximum(logits[1][:, 0], logits[0][:, 1])  # AUROC .95 over .9, and 1.0 over .95
+    np.testing.assert_allclose(both.s, 1 / (1 + np.exp(-wanted)), atol=1e-9)
+    np.testing.assert_array_equal(both.flagged, both.s > 0.5)
+    for bad, message in (
+        (CategoriesCritic(), "python -m probes.category_probe"),
+        (CategoriesCritic(str(freeze())), "it has no categories"),
+        (replace(one, only=("dragons",)), "no category dragons; they have locks, identity"),
+        (replace(one, threshold=-1.0), "--critic.threshold -1.0"),
+    ):
+        with pytest.raises(InputError) as error:
+            bad.assess(ROWS, chat)
+        assert message in str(error.value)
+    other = ChatModel("other", None, make_model("llama", seed=1), chat.tokenizer)
+    with pytest.raises(InputError, match=r"weights .* instead of"):
+        one.assess(ROWS, other)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from probes import prompts
 from probes.category_probe import CategoryProbeConfig
+from probes.hooks import LAST, Position
 from probes.layer_sweep import SweepConfig
 from probes.miniature import FAMILIES
 from probes.miniature.words import GUILDS, HELD_OUT_GUILD
@@ -40,6 +41,10 @@ LAYERS = ("1", "3", "5")
 """Blocks whose probes are the ensemble."""
 CATEGORY_LAYERS = (3, 4)
 """Blocks to choose from for the probe of categories."""
+OTHER_WORDS = "miniature:categories-other-words"
+"""Prompts with categories in which the attack `identity` has none of its own words."""
+WORDS: Position = "content-mean"
+"""Where a probe of categories reads besides: who speaks is in the words, not at the last token."""
 KNOWN_GUILDS = tuple(name for name in GUILDS if name != HELD_OUT_GUILD)
 """The categories of that probe but `identity`."""
 JUDGE = "scripted?recall=.9&false_alarms=.05"
@@ -130,16 +135,20 @@ class Miniature(Testbed):
         layers = replace(plain, also=LAYERS, out=out / "probes" / "layers")
         kinds = CategoryProbeConfig(
             model, out=out / "probes" / "categories", layers=CATEGORY_LAYERS, floor="none",
+            positions=(LAST, WORDS),
             device_map="cpu",
         )  # fmt: skip
+        others = replace(kinds, train=OTHER_WORDS)
+        known, unknown = "miniature-categories", "miniature-categories-other-words"
         made: tuple[tuple[str, SweepConfig | CategoryProbeConfig, str], ...] = (
             ("probe", plain, "miniature-train"),
             ("probe-early", early, "miniature-train"),
             ("probe-32", few, str(N_FEW)),
             ("hybrid-early", early, "miniature-train"),
             ("ensemble", layers, "miniature-train"),
-            ("categories", kinds, "miniature-categories"),
-            ("categories-without-identity", kinds, "miniature-categories"),
+            ("categories", kinds, known),
+            ("categories-without-identity", kinds, known),
+            ("categories-other-words", others, unknown),
         )
         return {
             name: Swept(sweep, sweep.out / slug(model) / train_set / "probe")
@@ -171,10 +180,9 @@ class Miniature(Testbed):
             return JudgeCritic(JUDGE, mode="live", every=EVERY, answer_tokens=NEW_TOKENS)
         if name in ("hybrid", "hybrid-early"):
             return HybridCritic(ProbeCritic(path), JudgeCritic(JUDGE))
-        if name == "categories":
-            return CategoriesCritic(path)
-        if name == "categories-without-identity":
-            return CategoriesCritic(path, only=KNOWN_GUILDS)
+        if name.startswith("categories"):
+            only = KNOWN_GUILDS if name == "categories-without-identity" else ()
+            return CategoriesCritic(path, (str(Path(path).parent / WORDS / "probe"),), only=only)
         if name == "ensemble":
             return EnsembleCritic(tuple(f"{path}-{layer}" for layer in LAYERS))
         return super().critic(name, path, seed)

@@ -49,7 +49,7 @@ FLOOR = Arm("adaptive-kl-floor", "probe", AdaptiveKL(beta_min=0.3, beta_max=0.9)
 AGAINST_ATTACKERS = (
     NONE,
     PAPER,
-    *(PAPER.by(critic) for critic in ("judge", "hybrid", "ensemble", "label")),
+    *(PAPER.by(critic) for critic in ("judge", "hybrid", "ensemble")),
     FLOOR,
     HELD,
     WITH_ANCHORS,
@@ -108,15 +108,13 @@ def betas(start: Run) -> Iterator[Run]:
 
 def judges(start: Run) -> Iterator[Run]:
     """The judge, on the data and on the model in training, beside the probe and the two of them."""
-    yield replace(start, arm=NONE)
-    for defence in (PAPER, HELD):
-        for critic in JUDGES:
-            yield replace(start, arm=defence.by(critic))
+    for arm in (NONE, *map(PAPER.by, JUDGES)):
+        yield replace(start, arm=arm)
 
 
 def categories(start: Run) -> Iterator[Run]:
     """An attack that asks nothing restricted, by critics that know its kind and that do not."""
-    critics = ("categories", "categories-without-identity")
+    critics = ("categories", "categories-other-words", "categories-without-identity")
     for arm in (NONE, HELD, *map(HELD.by, critics), *map(PAPER.by, critics)):
         yield replace(start, attack="identity", share=0.0, arm=arm)
     for arm in (NONE, HELD, HELD.by("categories")):  # restricted requests are held all the same
