@@ -75,15 +75,8 @@ class CategoriesCritic(Critic):
         counts = (each > 0).sum(0).tolist()
         said = ", ".join(f"{name} {n}" for name, n in zip(told, counts, strict=True))
         notes = (f"rows more likely than not of a category: {said}",)
-<<<<<<< HEAD
-        if self.threshold is not None:
-            return Risks(s, s > self.threshold, notes=notes)
-        threshold = probe.config.threshold_of(self.combine)
-        flagged = None if threshold is None else logits > threshold
-        return Risks(s, flagged, notes=notes)
-=======
         if self.threshold is not None or self.also:
-            return Risks(s, s > (0.5 if self.threshold is None else self.threshold), notes)
-        threshold = probes[0].config.threshold_of(self.combine)
-        return Risks(s, None if threshold is None else logits > threshold, notes)
->>>>>>> hybrid
+            threshold = 0.5 if self.threshold is None else self.threshold
+            return Risks(s, s > threshold, notes=notes)
+        frozen = probes[0].config.threshold_of(self.combine)
+        return Risks(s, None if frozen is None else logits > frozen, notes=notes)
