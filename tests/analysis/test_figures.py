@@ -201,7 +201,10 @@ def test_a_risk_beyond_its_range_is_named():
 
 
 def test_redraw_writes_three_files_a_figure_and_the_csv_is_what_is_plotted(tmp_path):
-    arms = synthetic.ARMS | {("anchored+anchors-30", "probe"): (0.02, 0.96)}
+    arms = synthetic.ARMS | {
+        ("anchored+anchors-30", "probe"): (0.02, 0.96),
+        **{(f"adaptive-kl-{low}-1", "probe"): (0.01, 0.9) for low in (0.02, 0.1, 0.3)},
+    }
     one = {
         "scores": SCORES[SCORES["model"] == MODELS[0]],
         "risks": RISKS,
