@@ -147,9 +147,9 @@ def main(config: ChainConfig) -> None:
             nothing. What was finished is kept.
     """
     config.check()
-    from regularize import chains
+    from regularize import links
 
-    chains.execute(config)
+    links.execute(config)
 
 
 if __name__ == "__main__":

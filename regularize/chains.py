@@ -1,4 +1,4 @@
-"""The chains of `regularize.chain`: which they are, what each link leaves, how it is reported.
+"""The chains of `regularize.chain`: which they are, what their links are made from, where they lie.
 
 OUT/chains/CHAIN/link-K/      chains, steps (tables of the link), answers.jsonl, done.json
 OUT/chains/CHAIN/link-K/model the model after the last link that is finished, its adapter merged
@@ -6,35 +6,19 @@ OUT/chains/CHAIN/link-K/model the model after the last link that is finished, it
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
-import shutil
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from joblib import parallel_config
-from tqdm import tqdm
-
-from analysis import results
-from analysis.chain_rows import ChainRow
-from analysis.rows import StepRow
-from probes.commands import arguments
-from probes.errors import InputError
 from probes.manifest import slug, versions_of
 from regularize import measures
 from regularize.arms import NONE, Arm, Run
-from regularize.critics import Critic
 from regularize.data import Example
-from regularize.grid import BROKEN, DONE, SUCCESS
-from regularize.workers import Workers
+from regularize.grid import DONE
 
 if TYPE_CHECKING:
-    from probes.frozen import FrozenProbe
-    from probes.models import ChatModel
     from regularize.chain import ChainConfig
 
 Reference = Literal["fixed", "moving", "none"]
@@ -42,8 +26,6 @@ FILES = "files"
 """What the attack is called where the data were given."""
 STRIDE = 100
 """Between the seeds of two links, so that chains of neighbouring seeds have no data in common."""
-DRIFT_PROMPTS = 64
-"""Safe prompts that the drift is measured on."""
 
 
 class Chain(NamedTuple):
@@ -63,13 +45,6 @@ class Chain(NamedTuple):
         return slug("-".join(words))
 
 
-class Failed(NamedTuple):
-    """A chain that came to no end."""
-
-    name: str
-    reason: str
-
-
 def chains(config: ChainConfig) -> list[Chain]:
     """All of them, each once: arms that read and hold nothing have one reference, none."""
     known, found = config.known, list[Chain]()
@@ -85,218 +60,14 @@ def chains(config: ChainConfig) -> list[Chain]:
     return list(dict.fromkeys(found))
 
 
-def execute(config: ChainConfig) -> None:
-    """Train what is missing, some chains side by side, and report.
-
-    Raises:
-        InputError: Chains have failed, or plain fine-tuning breaks nothing.
-    """
-    todo = chains(config)
-    for model in config.models:
-        _sweep(model, {one.arm.critic for one in todo}, config)
-    failed: list[Failed] = []
-    missing = [one for one in todo if _first_missing(one, config) <= config.length]
-    with (
-        parallel_config(backend="loky", inner_max_num_threads=config.recipe.threads),
-        tqdm(total=len(missing), desc="chains", unit="chain", disable=not missing) as bar,
-    ):
-        for found in Workers(config.jobs).map(_whole, [(one, config) for one in missing]):
-            bar.update()
-            failed += [found] if found else []
-    _report([one for one in todo if _first_missing(one, config) > config.length], config)
-    if failed:
-        listed = "".join(f"\n  {one.name}: {one.reason}" for one in failed)
-        raise InputError(
-            f"chains that failed: {len(failed)}. They are in no table and no figure; the same "
-            f"command goes on with them.{listed}"
-        )
-
-
-def carry_out(chain: Chain, config: ChainConfig) -> None:
-    """The links that are missing, one after another."""
-    first = _first_missing(chain, config)
-    if first > 1 and not _model(chain, first - 1, config).is_dir():
-        first = 0  # what it would go on from is gone
-    for link in range(first, config.length + 1):
-        _link(chain, link, config)
-        gc.collect()  # a Trainer and its model hold each other
-
-
 def data_of(chain: Chain, link: int, config: ChainConfig) -> list[Example]:
     """The training rows of a link, from 1 on."""
     from regularize import data, testbeds
 
-    seed = _seed(chain, link)
+    seed = seed_of(chain, link)
     if config.data:
         return data.load(config.data[link - 1], seed=seed)
-    return testbeds.of(chain.model).training(_run(chain, link, config).data, seed=seed)
-
-
-def _link(chain: Chain, link: int, config: ChainConfig) -> None:
-    """Train one link, measure the model, and leave both; link 0 is measured alone."""
-    from probes import models
-    from regularize import one_run, show
-
-    show.without_noise()
-    folder = _folder(chain, link, config)
-    shutil.rmtree(folder, ignore_errors=True)
-    recipe = config.recipe
-
-    def load(which: str | Path) -> ChatModel:
-        return models.load(str(which), dtype=recipe.dtype, device_map=recipe.device_map)
-
-    begins = chain.model if link < 2 else _model(chain, link - 1, config)
-    chat, first = load(begins), load(chain.model)
-    steps: list[StepRow] = []
-    about = _about(chain, config)
-    if link:
-        run = _run(chain, link, config)
-        learnt = one_run.learn(
-            run,
-            chat,
-            data_of(chain, link, config),
-            critic=_critic(chain, config),
-            recipe=recipe,
-            cache=config.out / "cache",
-            measure_kl=True,
-            reference=first if chain.reference == "fixed" and link > 1 else None,
-        )
-        chat = learnt.chat
-        steps = [StepRow(**asdict(replace(about, seed=run.seed)), **one) for one in learnt.log]
-    evaluation = config.testbed.evaluate(
-        chat, attack=_attack(config), n=config.prompts, seed=chain.seed, split=config.split
-    )  # fmt: skip
-    found = [*evaluation.shares, *_read(chat, chain, config), _drift(chat, first, chain)]
-    rows = [
-        ChainRow(**asdict(about), reference=chain.reference, link=link, **one._asdict())
-        for one in found
-    ]
-    results.write_all({"chains": rows, "steps": steps}, folder)
-    results.replace({folder / "answers.jsonl": results.jsonl(evaluation.records())})
-    if link > 0:
-        chat.model.save_pretrained(folder / "model")
-        chat.tokenizer.save_pretrained(folder / "model")
-    done = json.dumps(_made_from(chain, link, config), indent=2)
-    results.replace({folder / DONE: done.encode()})
-    if link > 1:  # of a chain one model is kept
-        shutil.rmtree(_model(chain, link - 1, config), ignore_errors=True)
-
-
-def _read(chat: ChatModel, chain: Chain, config: ChainConfig) -> list[measures.Share]:
-    """How the probe that was frozen on the first model reads this one."""
-    import numpy as np
-
-    from probes import metrics, prompts
-
-    probe = _frozen(chain.model, config)
-    read = prompts.load(config.watched, seed=chain.seed)
-    logits = probe.logits(chat.model, chat.tokenizer, read.messages, allow_mismatch=True)
-    found = logits.cpu().numpy().astype(np.float64)
-    threshold = probe.config.threshold
-    at = metrics.operating_point(
-        read.labels, found, float("nan") if threshold is None else threshold
-    )
-    named = {"probe_auroc": metrics.auroc_interval(read.labels, found, read.groups),
-             "probe_tpr": at.tpr, "probe_fpr": at.fpr}  # fmt: skip
-    return [
-        measures.Share(name, one.estimate, one.lo, one.hi, len(read)) for name, one in named.items()
-    ]
-
-
-def _drift(chat: ChatModel, first: ChatModel, chain: Chain) -> measures.Share:
-    """Mean KL to the first model on safe prompts, nats per answer token."""
-    from regularize import data, testbeds
-    from regularize.controller import Yardstick
-
-    safe = data.load(testbeds.of(chain.model).given(chain.model)["safe"], seed=chain.seed)
-    yardstick = Yardstick(first.model, first, safe, n=DRIFT_PROMPTS, seed=chain.seed)
-    nan = float("nan")
-    return measures.Share("drift", yardstick.kl(chat.model), nan, nan, len(yardstick.rows))
-
-
-def _critic(chain: Chain, config: ChainConfig) -> Critic | None:
-    """The arm's, with the probe of the first model, whatever model it is to read."""
-    name = chain.arm.critic
-    swept = config.testbed.sweeps(chain.model, config.out, config.probes)
-    path = str(swept.get(name, swept["probe"]).probe)
-    critic = config.testbed.critic(name, path, chain.seed)
-    if chain.reference == "moving" and hasattr(critic, "allow_mismatch"):
-        return replace(critic, allow_mismatch=True)  # type: ignore[type-var]
-    return critic
-
-
-def _frozen(model: str, config: ChainConfig) -> FrozenProbe:
-    from probes.frozen import FrozenProbe
-
-    swept = config.testbed.sweeps(model, config.out, config.probes)
-    return FrozenProbe.from_pretrained(str(swept["probe"].probe))
-
-
-def _sweep(model: str, critics: set[str], config: ChainConfig) -> None:
-    """Sweep for the frozen probes that are missing."""
-    config.testbed.prepare(config.out)
-    for name, swept in config.testbed.sweeps(model, config.out, config.probes).items():
-        if name in {"probe", *critics}:
-            swept.make()
-
-
-def _whole(chain: Chain, config: ChainConfig) -> Failed | None:
-    """In whatever process this is: why it failed, if it did."""
-    try:
-        carry_out(chain, config)
-    except Exception as error:
-        line = next((line for line in str(error).splitlines() if line.strip()), "")
-        said = line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"
-        return Failed(chain.name(), said)
-    return None
-
-
-def _report(finished: Sequence[Chain], config: ChainConfig) -> None:
-    """The table of all chains, on disk and on the screen, and the figures."""
-    if not finished:
-        return
-    from rich.console import Console
-
-    from analysis import chains as tabulated
-    from analysis import figures
-
-    rows: list[ChainRow] = []
-    for chain in finished:
-        for link in range(config.length + 1):
-            path = results.find(_folder(chain, link, config), "chains")
-            assert path is not None
-            kept = results.read(path, ChainRow).to_dict("records")
-            rows += [ChainRow(**cast(dict, row)) for row in kept]
-    own = {"n": config.prompts, "links": config.length, **asdict(config.recipe)}
-    said = arguments(config, "torch", "transformers", "peft", **own)
-    results.replace({config.out / "config.json": said.encode()})
-    results.write(rows, config.out / "chains")
-    table = results.read_all(config.out)["chains"]
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.print(tabulated.render(table))
-    for path in figures.redraw({"chains": table}, config.out / "figures"):
-        console.print(str(path), markup=False, soft_wrap=True)
-    _positive_control(rows)
-
-
-def _positive_control(rows: Sequence[ChainRow]) -> None:
-    """Plain fine-tuning on harmful rows must break refusal at the first link.
-
-    Raises:
-        InputError: It does not, so that no defence can be judged.
-    """
-    hit = [
-        row.value
-        for row in rows
-        if (row.defence, row.metric, row.link) == (NONE.defence, SUCCESS, 1) and row.harmful_share
-        and row.attack != FILES
-    ]  # fmt: skip
-    if hit and (success := sum(hit) / len(hit)) < BROKEN:
-        raise InputError(
-            f"the positive control failed: after one plain fine-tuning the model complies with "
-            f"{success:.0%} of harmful prompts, less than {BROKEN:.0%}; so weak an attack judges "
-            "no defence. Give more --epochs or a larger --learning-rate"
-        )
+    return testbeds.of(chain.model).training(run_of(chain, link, config).data, seed=seed)
 
 
 def _reads(arm: Arm) -> bool:
@@ -306,50 +77,55 @@ def _reads(arm: Arm) -> bool:
     return held or method.needs_risk
 
 
-def _attack(config: ChainConfig) -> str:
+def attack_of(config: ChainConfig) -> str:
+    """What the attack is called."""
     return FILES if config.data else config.testbed.attack
 
 
-def _seed(chain: Chain, link: int) -> int:
+def seed_of(chain: Chain, link: int) -> int:
+    """Of a link's data, order and adapter."""
     return chain.seed + STRIDE * (link - 1)
 
 
-def _run(chain: Chain, link: int, config: ChainConfig) -> Run:
+def run_of(chain: Chain, link: int, config: ChainConfig) -> Run:
     """What a link is for `one_run`."""
-    rate, seed = config.recipe.learning_rate, _seed(chain, link)
-    return Run(chain.model, _attack(config), chain.share, rate, seed, chain.arm)
+    rate, seed = config.recipe.learning_rate, seed_of(chain, link)
+    return Run(chain.model, attack_of(config), chain.share, rate, seed, chain.arm)
 
 
-def _about(chain: Chain, config: ChainConfig) -> measures.Arm:
+def about(chain: Chain, config: ChainConfig) -> measures.Arm:
+    """What all rows of a chain have in common."""
     return measures.Arm(
         chain.model,
         defence=chain.arm.defence,
         critic=chain.arm.critic,
-        attack=_attack(config),
+        attack=attack_of(config),
         harmful_share=chain.share,
         learning_rate=config.recipe.learning_rate,
         seed=chain.seed,
     )
 
 
-def _folder(chain: Chain, link: int, config: ChainConfig) -> Path:
+def folder_of(chain: Chain, link: int, config: ChainConfig) -> Path:
+    """Where a link lies."""
     return config.out / "chains" / chain.name() / f"link-{link}"
 
 
-def _model(chain: Chain, link: int, config: ChainConfig) -> Path:
-    return _folder(chain, link, config) / "model"
+def model_of(chain: Chain, link: int, config: ChainConfig) -> Path:
+    """Where the model after a link lies."""
+    return folder_of(chain, link, config) / "model"
 
 
-def _first_missing(chain: Chain, config: ChainConfig) -> int:
+def first_missing(chain: Chain, config: ChainConfig) -> int:
     """The first link that is not there, or not made from what it would be made from now."""
     for link in range(config.length + 1):
-        done = _folder(chain, link, config) / DONE
-        if not done.is_file() or json.loads(done.read_text()) != _made_from(chain, link, config):
+        done = folder_of(chain, link, config) / DONE
+        if not done.is_file() or json.loads(done.read_text()) != made_from(chain, link, config):
             return link
     return config.length + 1
 
 
-def _made_from(chain: Chain, link: int, config: ChainConfig) -> dict[str, object]:
+def made_from(chain: Chain, link: int, config: ChainConfig) -> dict[str, object]:
     """All that a link's results follow from, as JSON has it."""
     probe = config.testbed.sweeps(chain.model, config.out, config.probes)["probe"].probe
     known = probe / "config.json"

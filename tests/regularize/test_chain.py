@@ -16,7 +16,7 @@ from analysis import results
 from analysis.rows import StepRow
 from probes import models
 from probes.errors import InputError
-from regularize import chains, data
+from regularize import chains, data, links
 from regularize.arms import NONE, PAPER
 from regularize.chain import ChainConfig, main
 from regularize.critics.probe import ProbeCritic
@@ -28,7 +28,7 @@ LABEL = "adaptive-kl/label"
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChainConfig:
     """Chains of a few rows each, without probes, which take a sweep."""
-    monkeypatch.setattr(chains, "_sweep", lambda *_: None)
+    monkeypatch.setattr(links, "_sweep", lambda *_: None)
     monkeypatch.setattr(chains, "_read", lambda *_: [])
     monkeypatch.setattr(chains, "DRIFT_PROMPTS", 8)
     rows = training("mixed", seed=7)
@@ -44,7 +44,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChainConfig:
     )  # fmt: skip
 
 
-def links(config: ChainConfig, reference: str) -> Path:
+def chain_folder(config: ChainConfig, reference: str) -> Path:
     found = [one for one in chains.chains(config) if one.reference == reference]
     assert len(found) == 1
     return config.out / "chains" / found[0].name()
@@ -77,15 +77,15 @@ def test_a_fixed_reference_is_the_first_model_and_a_moving_one_the_links_start(
 ) -> None:
     main(replace(config, data=config.data[:1]))
     begins = config.out / "begins"
-    shutil.copytree(links(config, "fixed") / "link-1" / "model", begins)
+    shutil.copytree(chain_folder(config, "fixed") / "link-1" / "model", begins)
     for reference in ("fixed", "moving"):  # the first link is the same
-        assert first_kl(links(config, reference) / "link-1") == pytest.approx(0, abs=1e-6)
+        assert first_kl(chain_folder(config, reference) / "link-1") == pytest.approx(0, abs=1e-6)
     main(config)  # goes on from there
     first, start = models.load("miniature/llama"), models.load(str(begins))
     wanted = naive_kl(first, start, config.data[1])
     assert wanted > 0.01
-    assert first_kl(links(config, "fixed") / "link-2") == pytest.approx(wanted, rel=1e-3)
-    assert first_kl(links(config, "moving") / "link-2") == pytest.approx(0, abs=1e-6)
+    assert first_kl(chain_folder(config, "fixed") / "link-2") == pytest.approx(wanted, rel=1e-3)
+    assert first_kl(chain_folder(config, "moving") / "link-2") == pytest.approx(0, abs=1e-6)
 
     table = pd.read_csv(config.out / "chains.csv")
     assert set(table["link"]) == {0, 1, 2} and set(table["reference"]) == {"fixed", "moving"}
@@ -103,7 +103,7 @@ def test_a_chain_that_was_stopped_goes_on(
 ) -> None:
     config = replace(config, references=("fixed",))
     main(replace(config, out=config.out / "whole"))
-    link = chains._link
+    link = links._link
 
     def stopped(chain: Any, number: int, *rest: Any) -> None:
         link(chain, number, *rest)
@@ -111,10 +111,10 @@ def test_a_chain_that_was_stopped_goes_on(
             raise RuntimeError("the power is gone\nand more of it")
 
     with monkeypatch.context() as patch:
-        patch.setattr(chains, "_link", stopped)
+        patch.setattr(links, "_link", stopped)
         with pytest.raises(InputError, match=r"chains that failed: 1(.|\n)*the power is gone"):
             main(config)
-    folder = links(config, "fixed")
+    folder = chain_folder(config, "fixed")
     done = folder / "link-1" / chains.DONE
     before = done.stat().st_mtime_ns
     main(config)
@@ -172,7 +172,7 @@ def test_the_probe_is_the_first_models_and_says_so_where_the_model_is_another() 
     config = ChainConfig()
     for reference, elsewhere in (("fixed", False), ("moving", True)):
         chain = chains.Chain("miniature/llama", PAPER, reference, 0.09, 1)  # type: ignore[arg-type]
-        critic = chains._critic(chain, config)
+        critic = links._critic(chain, config)
         assert isinstance(critic, ProbeCritic)
         assert critic.allow_mismatch is elsewhere and "miniature-llama" in str(critic.path)
 
