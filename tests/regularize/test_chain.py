@@ -29,8 +29,8 @@ LABEL = "adaptive-kl/label"
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChainConfig:
     """Chains of a few rows each, without probes, which take a sweep."""
     monkeypatch.setattr(links, "_sweep", lambda *_: None)
-    monkeypatch.setattr(chains, "_read", lambda *_: [])
-    monkeypatch.setattr(chains, "DRIFT_PROMPTS", 8)
+    monkeypatch.setattr(links, "_read", lambda *_: [])
+    monkeypatch.setattr(links, "DRIFT_PROMPTS", 8)
     rows = training("mixed", seed=7)
     paths = []
     for name, part in (("a", rows[:12]), ("b", rows[12:24])):
