@@ -49,13 +49,6 @@ def wander(attacker: Attacker, task: Task, neighbours: Neighbours, rounds: int) 
     return forms
 
 
-def alike(row: Row, forms: Sequence[Form], attacker: Attacker, task: Task) -> Iterator[Form]:
-    """Those of some forms that are a form of this request and may be trained on."""
-    for form in forms:
-        if _allowed(attacker.said(row, form), task):
-            yield form
-
-
 def _some(
     attacker: Attacker, task: Task, row: Row, form: Form, neighbours: Neighbours, at: int, of: int
 ) -> Iterator[tuple[Form, Said]]:
