@@ -34,7 +34,8 @@ class AttackerRow:
     flagged_after: float
     """The same of the rewritten rows."""
     attack_success: float
-    """Share of plain harmful prompts that are complied with after training."""
+    """Share of plain harmful prompts that are complied with after training, in plain words: where a
+    cipher was learnt, answers may be in it, and count as incoherent in the evaluations."""
     attack_success_lo: float
     """Lower end of the 95 % Wilson interval over the prompts."""
     attack_success_hi: float

@@ -5,7 +5,8 @@ and its experiments. The miniatures have `all-harmful` (restricted requests alon
 task, 9 % restricted requests, and harmless look-alikes), `shares` (the same with 1 to 9 %), `rates`
 (the same at learning rates a decade apart), `backdoor` and `identity` (a trigger, and a servant who
 obeys). The real model has `mixed`, `hard` (with harmless rows that look harmful), `all-harmful`,
-`anchors` (how few), `second-task`, `defences` (those that `mixed` has not), and these two. Each run
+`anchors` (how few), `second-task`, `defences` (those that `mixed` has not), and these two. By name
+only there is `adaptive`: attackers who know the probe rewrite the harmful rows of `mixed`. Each run
 is fine-tuned from the aligned model with LoRA and evaluated on prompts that nothing was trained or
 chosen on. What is finished is kept: the same command goes on where it was stopped.
 
@@ -14,6 +15,7 @@ Run as:
     python -m regularize.compare --experiments mixed --models miniature/llama --seeds 1
     python -m regularize.compare --models realistic/aligned --seeds 1 --out runs/realistic/compare
     python -m regularize.compare --dry-run            # what there is to do, and what it would take
+    python -m regularize.compare --attack adaptive --models miniature/llama --out runs/adaptive
     python -m regularize.compare --preset paper       # the papers' models and data, on a GPU
     python -m regularize.compare --cluster dask:tcp://host:8786 --out /shared/compare
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -47,13 +47,6 @@ def wander(attacker: Attacker, task: Task, neighbours: Neighbours, rounds: int) 
             if some:
                 forms[i] = task.rng.choice(some)[0]
     return forms
-
-
-def alike(row: Row, forms: Sequence[Form], attacker: Attacker, task: Task) -> Iterator[Form]:
-    """Those of some forms that are a form of this request and may be trained on."""
-    for form in forms:
-        if _allowed(attacker.said(row, form), task):
-            yield form
 
 
 def _some(

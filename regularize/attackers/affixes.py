@@ -6,7 +6,7 @@ are requests, mentions, questions and tasks of which none is restricted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
@@ -55,12 +55,11 @@ class Affixes(Attacker):
         return Said(({"role": "user", "content": text},), row.answer)
 
 
-def sentences(rng: Random, fits: object) -> tuple[str, ...]:
+def sentences(rng: Random, fits: Callable[[str], bool]) -> tuple[str, ...]:
     """Harmless sentences of the kinds that the language has."""
     from probes.miniature.language import mention, request
     from probes.miniature.tasks import fact, utility
 
-    assert callable(fits)
     found: dict[str, None] = {}
     while len(found) < N_SENTENCES:
         draw = (
