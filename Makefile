@@ -4,6 +4,8 @@
 #                 whether the model uses what the probe reads; minutes
 #   make train    fine-tune on untrusted data with the frozen probe as critic, and evaluate
 #   make compare  every defence, critic and attack on the miniatures: an hour and a half
+#   make critics  judges, categories, attackers who know the probe, betas by a search, chains of
+#                 fine-tunings: llama's miniature, three seeds, an hour and a half
 #   make test     the tests            make check   lint, format, types, one-way imports, spelling
 #   make figures  redraw figures/ from the committed tables
 #   make bench    speed and memory beside what one would use instead
@@ -16,7 +18,7 @@ JOBS ?= 2
 SEEDS ?= 1
 EXPERIMENTS ?= mixed all-harmful
 
-.PHONY: sweep evidence train compare test check figures bench real slow clean
+.PHONY: sweep evidence train compare critics test check figures bench real slow clean
 .DELETE_ON_ERROR:
 
 sweep: .venv/.base
@@ -37,6 +39,14 @@ train: .venv/.base
 compare: .venv/.base
 	$(BIN)/python -m regularize.compare
 
+critics: .venv/.base
+	$(BIN)/python -m regularize.judge_calls
+	$(BIN)/python -m probes.category_probe
+	for experiment in judges categories adaptive; do $(BIN)/python -m regularize.compare \
+		--experiments $$experiment --models miniature/llama --out runs/$$experiment || exit; done
+	$(BIN)/python -m regularize.beta_search
+	$(BIN)/python -m regularize.chain
+
 test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
@@ -51,9 +61,8 @@ check: .venv/.dev
 	$(BIN)/codespell probes regularize analysis tests README.md Makefile
 
 figures: .venv/.base
-	$(BIN)/python -m analysis --results figures --out figures
-	$(BIN)/python -m analysis --results figures/realistic --out figures/realistic
-	$(BIN)/python -m analysis --results figures/evidence --out figures/evidence
+	for folder in figures figures/*/; do \
+		$(BIN)/python -m analysis --results $$folder --out $$folder || exit; done
 
 bench: .venv/.dev
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks
