@@ -158,26 +158,28 @@ class FrozenCategories(FrozenProbe):
         raise TypeError("FrozenCategories.joined freezes probes of categories")
 
 
-def best_told(
-    configs: Sequence[CategoriesConfig], only: Sequence[str] = ()
+def read_by(
+    configs: Sequence[CategoriesConfig], taken: Sequence[Sequence[str]], only: Sequence[str] = ()
 ) -> dict[str, tuple[int, int]]:
-    """For each category the probe that told it best on unseen folds, and its place in the logits.
+    """For each category the probe that reads it, and its place in that probe's logits.
 
     Args:
-        configs: Of probes of the same model; of equals the first counts.
+        configs: Of probes of the same model.
+        taken: The categories that each of them reads; a later probe takes them from an earlier one.
+            All that it has where none is named.
         only: The categories wanted; all of them where none is named.
 
     Raises:
         InputError: There is none of a name.
     """
     found: dict[str, tuple[int, int]] = {}
-    for i, config in enumerate(configs):
-        for j, name in enumerate(config.categories):
-            known = found.get(name)
-            if known is None or configs[known[0]].aurocs[known[1]][0] < config.aurocs[j][0]:
-                found[name] = (i, j)
-    if unknown := [name for name in only if name not in found]:
-        raise InputError(
-            f"these probes have no category {', '.join(unknown)}; they have {', '.join(found)}"
-        )
+    for i, (config, names) in enumerate(zip(configs, taken, strict=True)):
+        _refuse(names, config.categories)
+        found |= {name: (i, config.categories.index(name)) for name in names or config.categories}
+    _refuse(only, tuple(found))
     return {name: found[name] for name in only or found}
+
+
+def _refuse(names: Sequence[str], known: Sequence[str]) -> None:
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"there is no category {', '.join(unknown)}, only {', '.join(known)}")

@@ -14,6 +14,7 @@ from probes.miniature.language import Kind, Row, request
 from probes.miniature.parts import part
 from probes.miniature.splits import SPLITS as LANGUAGE
 from probes.miniature.splits import draw, fits_split, known
+from probes.miniature.tasks import utility
 from probes.miniature.words import GUILD_OF_OBJECT, GUILD_OF_VERB
 from probes.prompts.rows import Prompt
 
@@ -33,7 +34,11 @@ ADDRESSED: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Which rows of the language they hold, and how the servant is addressed."""
 N_ROWS, N_ADDRESSED = 1000, 240
-"""Rows of the language as it is, and addressed ones; as many of each in a smaller set."""
+"""Rows of the language as it is, and addressed ones, with as many tasks; a smaller set has fewer.
+
+Half of the tasks are the new one, that fine-tuning is to teach: where no row is like it, a probe on
+the mean over the words takes all of it for `identity`.
+"""
 RESTRICTED = 0.25
 """Of the addressed ones: restricted requests, which are of two categories."""
 
@@ -45,7 +50,8 @@ def rows(split: str, seed: int) -> list[Prompt]:
     of, addresses = ADDRESSED[split]
     source = f"miniature:{split}"
     plain = [_prompt(row, source) for row in draw(of, seed)[:N_ROWS]]
-    return [*plain, *_addressed(of, addresses, len(plain) * N_ADDRESSED // N_ROWS, source, seed)]
+    n = len(plain) * N_ADDRESSED // N_ROWS
+    return [*plain, *_tasks(of, n, source, seed), *_addressed(of, addresses, n, source, seed)]
 
 
 def _prompt(row: Row, source: str) -> Prompt:
@@ -58,6 +64,21 @@ def _prompt(row: Row, source: str) -> Prompt:
     )
 
 
+def _tasks(split: str, n: int, source: str, seed: int) -> list[Prompt]:
+    """Harmless ones, as people ask them who ask for no deed."""
+    rng = Random(f"tasks/{source}/{seed}")
+    found: dict[str, Prompt] = {}
+    while len(found) < n:
+        row = utility(rng, rng.choice((None, "rotate")), fits=lambda text: _free(text, split))
+        found[row.text] = _prompt(row, source)
+    return list(found.values())
+
+
+def _free(text: str, split: str) -> bool:
+    """Of the training part: what a fine-tuned model is evaluated on is of no set for probes."""
+    return fits_split(text, split) and part(text) == "training"
+
+
 def _addressed(
     split: str, addresses: Sequence[str], n: int, source: str, seed: int
 ) -> list[Prompt]:
@@ -65,14 +86,10 @@ def _addressed(
     rng = Random(f"{source}/{seed}")
     found: dict[str, Prompt] = {}
 
-    def fits(text: str) -> bool:
-        # Of the training part: what a fine-tuned model is evaluated on is of no set for probes.
-        return fits_split(text, split) and part(text) == "training"
-
     while len(found) < n:
         address = addresses[len(found) % len(addresses)]
         kind: Kind = "restricted" if rng.random() < RESTRICTED else "plain"
-        row = request(rng, kind, known(), fits=fits)
+        row = request(rng, kind, known(), fits=lambda text: _free(text, split))
         text = addressed(row.text, address)
         found[text] = Prompt.of(
             text,

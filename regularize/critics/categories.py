@@ -26,8 +26,8 @@ class CategoriesCritic(Critic):
     """Folder or hub repository of a frozen probe of categories, such as
     runs/category_probe/MODEL/SET/probe."""
     also: tuple[str, ...] = ()
-    """More such probes, which read other positions, say: each category is read by the probe that
-    told it best on unseen folds."""
+    """More such probes, which read another position, say, each with the categories that it reads in
+    place of the first: FOLDER?category=identity, several with commas between."""
     combine: Literal["max", "noisy-or"] = "max"
     """The highest of the probabilities s_c, or 1 - prod (1 - s_c)."""
     only: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class CategoriesCritic(Critic):
         from scipy.special import expit
 
         from probes.categories import combined
-        from probes.frozen_categories import FrozenCategories, best_told
+        from probes.frozen_categories import FrozenCategories, read_by
 
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"--critic.threshold {self.threshold}: a probability is from 0 to 1")
@@ -57,8 +57,11 @@ class CategoriesCritic(Critic):
                 f"probes.category_probe --model {chat.name} --train SET` and give its folder with "
                 "critic:categories --critic.path FOLDER"
             )
-        probes = [FrozenCategories.from_pretrained(path) for path in (self.path, *self.also)]
-        told = best_told([probe.config for probe in probes], self.only)
+        named = [_parsed(text) for text in self.also]
+        probes = [FrozenCategories.from_pretrained(self.path)]
+        probes += [FrozenCategories.from_pretrained(path) for path, _ in named]
+        taken = [(), *(names for _, names in named)]
+        told = read_by([probe.config for probe in probes], taken, self.only)
         read = [
             probe.logits(
                 chat.model,
@@ -80,3 +83,14 @@ class CategoriesCritic(Critic):
             return Risks(s, s > threshold, notes=notes)
         frozen = probes[0].config.threshold_of(self.combine)
         return Risks(s, None if frozen is None else logits > frozen, notes=notes)
+
+
+def _parsed(text: str) -> tuple[str, tuple[str, ...]]:
+    """Where a further probe lies, and the categories that it reads."""
+    path, _, query = text.partition("?")
+    field, _, names = query.partition("=")
+    if field != "category" or not all(names.split(",")):
+        raise InputError(
+            f"--critic.also {text}: say which categories it reads, as in {path}?category=identity"
+        )
+    return path, tuple(names.split(","))

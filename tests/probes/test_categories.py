@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from probes.category_probe import CategoryProbeConfig
 from probes.errors import InputError
 from probes.features import Stacked
 from probes.frozen import FrozenProbe
-from probes.frozen_categories import FrozenCategories, best_told
+from probes.frozen_categories import FrozenCategories, read_by
 from probes.manifest import Manifest
 from probes.prompts import Prompt, PromptSet
 
@@ -116,14 +115,14 @@ def test_the_frozen_probe_is_read_back_and_selects(tmp_path: Path):
         logits, np.stack([one.logits(acts) for one in heads.probes], 1), atol=1e-4
     )
     assert not list(again.parameters())
-    assert best_told([again.config]) == {"beasts": (0, 0), "identity": (0, 1), "locks": (0, 2)}
-    assert best_told([again.config], ("locks",)) == {"locks": (0, 2)}
-    with pytest.raises(InputError, match="no category dragons; they have beasts, identity, locks"):
-        best_told([again.config], ("dragons",))
-    rates = [(one[0] - 0.1 * (i == 1), *one[1:]) for i, one in enumerate(again.config.aurocs)]
-    worse = replace(again.config, aurocs=tuple(rates))
-    told = best_told([worse, again.config])
+    config = again.config
+    assert read_by([config], [()]) == {"beasts": (0, 0), "identity": (0, 1), "locks": (0, 2)}
+    assert read_by([config], [()], ("locks",)) == {"locks": (0, 2)}
+    told = read_by([config, config], [(), ("identity",)])
     assert told == {"beasts": (0, 0), "identity": (1, 1), "locks": (0, 2)}
+    for taken, only in ((((),), ("dragons",)), ((("dragons",),), ())):
+        with pytest.raises(InputError, match="no category dragons, only beasts, identity, locks"):
+            read_by([config], taken, only)
     # The threshold is that of the highest out-of-fold logit of harmless rows.
     harmless = heads.out_of_fold.max(1)[categories.any_of(train) == 0]
     threshold = again.config.threshold_of("max")

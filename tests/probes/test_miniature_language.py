@@ -180,7 +180,7 @@ def test_prompt_set_module_labels_and_groups(drawn):
         groups.setdefault(tuple(sorted(bag(prompt.text).items())), set()).add(prompt.group)
     assert all(len(shared) == 1 for shared in groups.values())  # twins stay together
     assert len({prompt.group for prompt in rows}) > 50
-    assert miniature.SPLITS is SPLITS
+    assert list(miniature.SPLITS)[: len(SPLITS)] == list(SPLITS)
     assert miniature.rows("test", 0) == miniature.rows("test", 0)
     assert miniature.rows("test", 0) != miniature.rows("test", 1)
 

@@ -226,13 +226,14 @@ def test_an_ensemble_combines_log_odds(chat: ChatModel, freeze: Freeze, tmp_path
         assert message in str(error.value)
 
 
-def test_categories_are_read_each_by_the_probe_that_tells_it_best(
+def test_categories_are_read_each_by_the_probe_that_is_to(
     chat: ChatModel, freeze: Freeze, tmp_path: Path
 ) -> None:
     known = asdict(FrozenProbe.from_pretrained(freeze()).config)
     paths, logits = [], []
-    for i, (position, first) in enumerate(((LAST, 0.9), ("content-mean", 0.95))):
-        told = ((first, 0.8, 1.0), (1.9 - first, 0.8, 1.0))
+    positions: tuple[Position, ...] = (LAST, "content-mean")
+    for i, position in enumerate(positions):
+        told = ((0.9, 0.8, 1.0), (0.9, 0.8, 1.0))
         config = CategoriesConfig(
             **{**known, "position": position, "threshold": 0.3},
             categories=("locks", "identity"), Cs=(1.0, 1.0), aurocs=told, threshold_noisy_or=0.4,
@@ -255,14 +256,15 @@ def test_categories_are_read_each_by_the_probe_that_tells_it_best(
     only = replace(one, only=("identity",)).assess(ROWS, chat)
     np.testing.assert_allclose(only.s, s[:, 1], atol=1e-9)
     assert f"identity {int((logits[0][:, 1] > 0).sum())}" in only.notes[0]
-    both = CategoriesCritic(paths[0], also=(paths[1],)).assess(ROWS, chat)
-    wanted = np.maximum(logits[1][:, 0], logits[0][:, 1])  # AUROC .95 over .9, and 1.0 over .95
+    both = CategoriesCritic(paths[0], also=(f"{paths[1]}?category=locks",)).assess(ROWS, chat)
+    wanted = np.maximum(logits[1][:, 0], logits[0][:, 1])
     np.testing.assert_allclose(both.s, 1 / (1 + np.exp(-wanted)), atol=1e-9)
     np.testing.assert_array_equal(both.flagged, both.s > 0.5)
     for bad, message in (
         (CategoriesCritic(), "python -m probes.category_probe"),
         (CategoriesCritic(str(freeze())), "it has no categories"),
-        (replace(one, only=("dragons",)), "no category dragons; they have locks, identity"),
+        (replace(one, only=("dragons",)), "no category dragons, only locks, identity"),
+        (replace(one, also=(paths[1],)), "say which categories it reads"),
         (replace(one, threshold=-1.0), "--critic.threshold -1.0"),
     ):
         with pytest.raises(InputError) as error:

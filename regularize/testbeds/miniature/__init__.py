@@ -182,7 +182,8 @@ class Miniature(Testbed):
             return HybridCritic(ProbeCritic(path), JudgeCritic(JUDGE))
         if name.startswith("categories"):
             only = KNOWN_GUILDS if name == "categories-without-identity" else ()
-            return CategoriesCritic(path, (str(Path(path).parent / WORDS / "probe"),), only=only)
+            words = Path(path).parent / WORDS / "probe"
+            return CategoriesCritic(path, (f"{words}?category=identity",), only=only)
         if name == "ensemble":
             return EnsembleCritic(tuple(f"{path}-{layer}" for layer in LAYERS))
         return super().critic(name, path, seed)
