@@ -41,7 +41,7 @@ compare: .venv/.base
 
 critics: .venv/.base
 	$(BIN)/python -m regularize.judge_calls
-	$(BIN)/python -m probes.category_probe
+	$(BIN)/python -m probes.category_probe --positions last-input-token content-mean
 	for experiment in judges categories adaptive; do $(BIN)/python -m regularize.compare \
 		--experiments $$experiment --models miniature/llama --out runs/$$experiment || exit; done
 	$(BIN)/python -m regularize.beta_search

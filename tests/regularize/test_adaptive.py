@@ -176,7 +176,7 @@ def test_the_experiment_is_made_only_by_name_and_attack_is_another_word_for_it()
     assert {run.attack for run in runs} == {f"mixed-{name}" for name in NAMES}
     arms = {run.arm.name for run in runs if run.attack == "mixed-gradient"}
     assert {"none/none", "adaptive-kl/probe", "adaptive-kl/judge", "adaptive-kl/hybrid",
-            "adaptive-kl/ensemble", "adaptive-kl/label", "adaptive-kl-floor/probe",
+            "adaptive-kl/ensemble", "adaptive-kl-floor/probe",
             "anchored/probe", "anchored+anchors/probe"} == arms  # fmt: skip
     assert len({run.name for run in runs}) == len(runs) < 60
 

@@ -34,7 +34,9 @@ class Said(ProbeCritic):
     """The probability that the row's own `risk` says."""
 
     def assess(self, examples: Sequence[Example], chat: ChatModel) -> Risks:
-        return Risks(np.array([one.risk for one in examples]), None, ("the probe has spoken",))
+        return Risks(
+            np.array([one.risk for one in examples]), None, notes=("the probe has spoken",)
+        )
 
 
 @dataclass(frozen=True)
