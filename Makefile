@@ -5,7 +5,7 @@
 #   make train    fine-tune on untrusted data with the frozen probe as critic, and evaluate
 #   make compare  every defence, critic and attack on the miniatures: an hour and a half
 #   make critics  judges, categories, attackers who know the probe, betas by a search, chains of
-#                 fine-tunings: llama's miniature, three seeds, an hour and a half
+#                 fine-tunings: the miniature llama, three seeds; an hour or more
 #   make test     the tests            make check   lint, format, types, one-way imports, spelling
 #   make figures  redraw figures/ from the committed tables
 #   make bench    speed and memory beside what one would use instead

@@ -6,7 +6,7 @@ beats in one and equals in the other, are the Pareto front. Choose there, then r
 `regularize.compare`. It is the experiment `betas` of the comparison, and what is finished is kept.
 
 Run as:
-    python -m regularize.beta_search                    # a quarter of an hour on two cores
+    python -m regularize.beta_search                    # some ten minutes on two cores
     python -m regularize.beta_search --models miniature/qwen2 --seeds 0
 """
 

@@ -12,7 +12,7 @@ finished is kept, link by link: the same command goes on where it was stopped, a
 --links from there.
 
 Run as:
-    python -m regularize.chain                          # a quarter of an hour on two cores
+    python -m regularize.chain                          # some ten minutes on two cores
     python -m regularize.chain --arms none/none adaptive-kl/probe --references fixed --seeds 1
     python -m regularize.chain --data monday.jsonl tuesday.jsonl wednesday.jsonl --out runs/days
 """
