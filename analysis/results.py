@@ -140,10 +140,18 @@ def read_rows(folder: Path) -> Tables:
     """
     found: Tables = {}
     for name, table in read_all(folder).items():
-        row = TABLES[name]
-        columns = [table[column].tolist() for column in _columns(row)]
-        found[name] = [row(*values) for values in zip(*columns, strict=True)]
+        found[name] = _as_rows(table, TABLES[name])
     return found
+
+
+def rows(folder: Path, name: str) -> list[Any]:
+    """One table that lies in a folder, as the rows that were written; none if it is not there.
+
+    Raises:
+        TableError: It is broken.
+    """
+    path = find(folder, name)
+    return [] if path is None else _as_rows(read(path, TABLES[name]), TABLES[name])
 
 
 def csv(table: pd.DataFrame) -> bytes:
@@ -287,3 +295,8 @@ def _checked(column: pd.Series, kind: str, path: Path) -> pd.Series:
 
 def _file_safe(label: str) -> str:
     return "".join(char if char.isalnum() or char in "._" else "-" for char in label).strip("-.")
+
+
+def _as_rows(table: pd.DataFrame, row: type) -> list[Any]:
+    columns = [table[column].tolist() for column in _columns(row)]
+    return [row(*values) for values in zip(*columns, strict=True)]

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from analysis import results
 from analysis.attacker_rows import AttackerRow
@@ -78,11 +78,7 @@ def rows(runs: Sequence[Run], config: CompareConfig) -> list[AttackerRow]:
     attacked = [run for run in runs if config.testbed.attacker(run.attack) is not None]
     folders = [folder_of(run, config) for run in _once(attacked, config)]
     folders += [grid.folder_of(run, config) for run in attacked]
-    found: list[AttackerRow] = []
-    for folder in folders:
-        if (folder / f"{TABLE}.parquet").is_file():
-            found += cast(list[AttackerRow], results.read_rows(folder)[TABLE])
-    return found
+    return [row for folder in folders for row in results.rows(folder, TABLE)]
 
 
 def _once(runs: Sequence[Run], config: CompareConfig) -> list[Run]:

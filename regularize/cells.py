@@ -104,7 +104,7 @@ def _outcomes(missing: Sequence[Run], config: CompareConfig, pool: Workers) -> I
             begun = {name for name, run in todo.items() if reason_of(run, config).is_file()}
             if not ended | begun:
                 raise
-            tqdm.write(f"a process died ({_first_line(error)})", file=sys.stderr)
+            tqdm.write(f"a process died ({first_line(error)})", file=sys.stderr)
             for name in sorted(ended | begun):
                 run = todo.pop(name)
                 yield Outcome(run, None) if name in ended else _alone(run, config, pool)
@@ -141,13 +141,14 @@ def _cell(run: Run, config: CompareConfig) -> Outcome:
         grid.carry_out(run, config)
     except Exception as error:
         results.replace({note: traceback.format_exc().encode()})
-        return Outcome(run, _first_line(error))
+        return Outcome(run, first_line(error))
     finally:
         gc.collect()  # a Trainer and its model hold each other, and a process does many runs
     note.unlink()
     return Outcome(run, None)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Why something failed, in a line; of what is no InputError with its kind."""
     line = next((line for line in str(error).splitlines() if line.strip()), "")
     return line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"

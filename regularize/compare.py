@@ -23,7 +23,7 @@ Run as:
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -115,12 +115,7 @@ class CompareConfig:
     @property
     def recipe(self) -> Recipe:
         """The testbed's, but for what was given."""
-        own = self.testbed.recipe
-        return replace(
-            own,
-            learning_rate=own.learning_rate if self.learning_rate is None else self.learning_rate,
-            epochs=own.epochs if self.epochs is None else self.epochs,
-        )
+        return self.testbed.recipe.but(learning_rate=self.learning_rate, epochs=self.epochs)
 
     @property
     def chosen(self) -> tuple[str, ...]:

@@ -269,7 +269,7 @@ def _refuse_half(chat: ChatModel) -> None:
 
 def _write_data(prepared: Prepared, out: Path, *, assessed: bool) -> None:
     """The training rows with their risk: training data again, for critic:column."""
-    flagged, failed, tally = prepared.risks[1:4]
+    flagged, failed = prepared.risks.flagged, prepared.risks.failed
     if assessed:
         risks: list[float | None] = prepared.risks.s.tolist()
     else:  # what the rows said themselves
@@ -288,7 +288,7 @@ def _write_data(prepared: Prepared, out: Path, *, assessed: bool) -> None:
         for i, example in enumerate(prepared.examples)
     ]
     results.replace({out / DATA: results.jsonl(rows)})
-    _write_tally(tally, [], out)
+    _write_tally(prepared.risks.tally, [], out)
 
 
 def _write_tally(

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from analysis import results
-from analysis.beta_rows import BetaRow
-from analysis.rows import EvaluationRow, StepRow
+from analysis.rows import StepRow
 from probes.commands import arguments
 from probes.errors import InputError
 from probes.manifest import slug, versions_of
@@ -82,20 +81,19 @@ def report(runs: Sequence[Run], config: CompareConfig) -> None:
     from regularize import adaptive
 
     folders = [folder_of(run, config) for run in runs]
-    rows = [row for folder in folders for row in _rows(folder, "evaluations", EvaluationRow)]
+    rows = [row for folder in folders for row in rows_of(folder, "evaluations")]
     before = [
         row
         for model in config.models
         for seed in config.seeds
-        for row in _rows(_untrained(model, seed, config), "evaluations", EvaluationRow)
+        for row in rows_of(_untrained(model, seed, config), "evaluations")
     ]
     drawn = [folder_of(run, config) for run in runs if _is_drawn(run, config)] or folders
-    steps = [_short(row) for folder in drawn for row in _rows(folder, "steps", StepRow)]
+    steps = [_short(row) for folder in drawn for row in rows_of(folder, "steps")]
     results.replace({config.out / "config.json": _arguments(config).encode()})
     results.write([*before, *rows], config.out / "evaluations")
     results.write(steps, config.out / "steps")
-    moved = [folder for folder in folders if results.find(folder, "betas")]
-    betas = [row for folder in moved for row in _rows(folder, "betas", BetaRow)]
+    betas = [row for folder in folders for row in results.rows(folder, "betas")]
     attacked = adaptive.rows(runs, config)
     results.write_all({"betas": betas, adaptive.TABLE: attacked}, config.out)
     tables = results.read_all(config.out)
@@ -277,8 +275,8 @@ def seconds_of(run: Run, config: CompareConfig) -> float | None:
     return json.loads((folder_of(run, config) / DONE).read_text()).get(SECONDS)
 
 
-def _rows(folder: Path, name: str, kind: type) -> list:
-    path = results.find(folder, name)
-    assert path is not None, f"{folder} holds no {name}"
-    table: pd.DataFrame = results.read(path, kind)
-    return [kind(**cast(dict, row)) for row in table.to_dict("records")]
+def rows_of(folder: Path, name: str) -> list:
+    """The rows of a table that a finished folder must hold."""
+    rows = results.rows(folder, name)
+    assert rows, f"{folder} holds no {name}"
+    return rows

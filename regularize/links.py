@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 from joblib import parallel_config
 from tqdm import tqdm
@@ -21,6 +21,7 @@ from probes.commands import arguments
 from probes.errors import InputError
 from regularize import measures
 from regularize.arms import NONE
+from regularize.cells import first_line
 from regularize.chains import (
     FILES,
     Chain,
@@ -35,7 +36,7 @@ from regularize.chains import (
     run_of,
 )
 from regularize.critics import Critic
-from regularize.grid import BROKEN, DONE, SUCCESS
+from regularize.grid import BROKEN, DONE, SUCCESS, rows_of
 from regularize.workers import Workers
 
 if TYPE_CHECKING:
@@ -204,9 +205,7 @@ def _whole(chain: Chain, config: ChainConfig) -> Failed | None:
     try:
         carry_out(chain, config)
     except Exception as error:
-        line = next((line for line in str(error).splitlines() if line.strip()), "")
-        said = line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"
-        return Failed(chain.name(), said)
+        return Failed(chain.name(), first_line(error))
     return None
 
 
@@ -222,10 +221,7 @@ def _report(finished: Sequence[Chain], config: ChainConfig) -> None:
     rows: list[ChainRow] = []
     for chain in finished:
         for link in range(config.length + 1):
-            path = results.find(folder_of(chain, link, config), "chains")
-            assert path is not None
-            kept = results.read(path, ChainRow).to_dict("records")
-            rows += [ChainRow(**cast(dict, row)) for row in kept]
+            rows += rows_of(folder_of(chain, link, config), "chains")
     own = {"n": config.prompts, "links": config.length, **asdict(config.recipe)}
     said = arguments(config, "torch", "transformers", "peft", **own)
     results.replace({config.out / "config.json": said.encode()})

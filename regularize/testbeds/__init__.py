@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
@@ -67,6 +67,14 @@ class Recipe:
     """AdamW's."""
     max_length: int | None = None
     """Most tokens of an example; an answer that goes on beyond loses its end. None: all."""
+
+    def but(self, *, learning_rate: float | None, epochs: float | None) -> Recipe:
+        """The same, but for what was given."""
+        return replace(
+            self,
+            learning_rate=self.learning_rate if learning_rate is None else learning_rate,
+            epochs=self.epochs if epochs is None else epochs,
+        )
 
 
 class Evaluation(Protocol):
