@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -144,6 +145,7 @@ def _cell(run: Run, config: CompareConfig) -> Outcome:
         return Outcome(run, first_line(error))
     finally:
         gc.collect()  # a Trainer and its model hold each other, and a process does many runs
+        _settle()
     note.unlink()
     return Outcome(run, None)
 
@@ -152,3 +154,13 @@ def first_line(error: Exception) -> str:
     """Why something failed, in a line; of what is no InputError with its kind."""
     line = next((line for line in str(error).splitlines() if line.strip()), "")
     return line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"
+
+
+@cache
+def _settle() -> None:
+    """After a process's first run: the libraries' objects, by the million, need no looking at.
+
+    Every run has them looked through several times, by transformers too: half a second of a
+    miniature's few.
+    """
+    gc.freeze()

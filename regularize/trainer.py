@@ -37,6 +37,7 @@ from transformers import (
 from probes.capture import pad_id
 from probes.errors import InputError
 from probes.models import ChatModel, load
+from regularize import lora
 from regularize.collate import collate
 from regularize.critics import Critic, Risks
 from regularize.data import Example, encode, examples
@@ -441,9 +442,11 @@ def _adapted(model: PreTrainedModel, peft_config: Any, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            return get_peft_model(model, peft_config)
+            adapted = get_peft_model(model, peft_config)
         except ValueError as error:  # target modules that the model does not have
             raise InputError(f"the adapter does not fit the model: {error}") from error
+    lora.fuse(adapted)
+    return adapted
 
 
 def _examples(rows: Sequence[Example] | Sequence[Mapping[str, object]]) -> list[Example]:

@@ -64,12 +64,18 @@ def all_harmful(start: Run) -> Iterator[Run]:
 
 
 def mixed(start: Run) -> Iterator[Run]:
-    """A new task, look-alikes, and some restricted requests: the critics, good and bad."""
-    weak = [defence.by(critic) for defence in (PAPER, HELD, WITH_ANCHORS) for critic in CRITICS]
+    """A new task, look-alikes, and some restricted requests."""
     controls = (*WITH_ROWS, BATCH, *CONSTANT, *CONTROLS)
-    for arm in (*MAIN, WITH_ANCHORS, *_others(), *controls, *weak):
+    for arm in (*MAIN, WITH_ANCHORS, *_others(), *controls):
         yield replace(start, arm=arm)
-    for arm in CONTROLS:  # dropping rows does better at a small rate
+
+
+def critics(start: Run) -> Iterator[Run]:
+    """The same by critics good and bad, and dropped rows at a rate at which they do better."""
+    weak = [defence.by(critic) for defence in (PAPER, HELD, WITH_ANCHORS) for critic in CRITICS]
+    for arm in (NONE, *weak):
+        yield replace(start, arm=arm)
+    for arm in CONTROLS:
         yield replace(start, arm=arm, learning_rate=start.learning_rate / 3)
 
 
@@ -146,6 +152,7 @@ BY_NAME: dict[str, Callable[[Run], Iterator[Run]]] = {
     "adaptive": adaptive,
     "betas": betas,
     "categories": categories,
+    "critics": critics,
     "judges": judges,
 }
 """Those that are made only where they are named."""
