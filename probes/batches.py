@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from probes.errors import InputError
+from probes.packing import in_order, packs, size
 from probes.rendering import Rendered
 
 
@@ -47,10 +48,60 @@ def in_batches(
                 continue
             if advice is None:
                 raise
-            raise InputError(
-                f"a prompt of {longest} tokens does not fit into the accelerator's memory by "
-                f"itself; {advice}"
-            ) from error
+            raise _too_long(longest, advice) from error
         waiting = waiting[len(batch) :]
         if on_batch is not None:
             on_batch(len(batch))
+
+
+def in_packs(
+    rows: Sequence[Rendered],
+    work: Callable[[list[int]], None],
+    *,
+    token_budget: int,
+    enough: int,
+    advice: str,
+    on_batch: Callable[[int], None] | None = None,
+) -> None:
+    """Do a piece of work on all rows, those with a long common beginning together.
+
+    Args:
+        rows: What is worked on.
+        work: Takes the places of a batch's rows, in the order in which `probes.packing.pack` shares
+            most.
+        token_budget: As in `in_batches`, of the tokens that are computed: there is no padding, and
+            what is shared counts once.
+        enough: Tokens at which a batch may end before that; see `probes.packing.packs`.
+        advice: What a person can do where one row does not fit.
+        on_batch: Called after each batch with the number of its rows.
+
+    Raises:
+        InputError: One row does not fit into memory by itself.
+    """
+    waiting = packs(rows, in_order(rows), token_budget=token_budget, enough=enough)
+    # As above: the longest prompt first.
+    waiting.sort(key=lambda batch: -max(len(rows[i].ids) for i in batch))
+    while waiting:
+        batch = waiting[0]
+        try:
+            work(batch)
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise _too_long(len(rows[batch[0]].ids), advice) from error
+            half = max(1, size([rows[i] for i in batch]) // 2)
+            waiting = [
+                part
+                for whole in waiting
+                for part in packs(rows, whole, token_budget=half, enough=enough)
+            ]
+            continue
+        waiting = waiting[1:]
+        if on_batch is not None:
+            on_batch(len(batch))
+
+
+def _too_long(tokens: int, advice: str) -> InputError:
+    return InputError(
+        f"a prompt of {tokens} tokens does not fit into the accelerator's memory by itself; "
+        f"{advice}"
+    )

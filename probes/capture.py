@@ -14,13 +14,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from probes.backends import Backend, open_backend
-from probes.batches import in_batches
+from probes.backends import Backend, PackingBackend, open_backend
+from probes.batches import in_batches, in_packs
 from probes.errors import InputError
 from probes.hooks import LAST, HookPoint, Position, Site, check_position, sites
+from probes.packing import pack
 from probes.positions import Locator, Span
 from probes.prompts import Message
 from probes.rendering import Rendered, render
+
+# Tokens of all prompts below which it is not looked into whether they can be packed.
+WORTH_PACKING = 512
+ADVICE = (
+    "give a smaller --max-length or --dtype bfloat16, or spread the model with --device-map auto"
+)
 
 
 def capture(
@@ -142,28 +149,59 @@ def _captured(
     token_budget: int,
     on_batch: Callable[[int], None] | None,
 ) -> Float[Tensor, "prompt site *position d_model"]:
-    """Read batches of like length, padded on the right."""
+    """Read packed batches where the model allows it, and batches of like length where not."""
     if not rows:
         raise InputError("there are no prompts to read")
     captured: Tensor | None = None
 
-    def capture_batch(batch: list[int]) -> None:
+    def keep(batch: list[int], read: Tensor) -> None:
         nonlocal captured
-        read = _read([rows[i] for i in batch], positions[batch], backend, sites, pad_id)
         if captured is None:
             captured = read.new_empty(len(rows), *read.shape[1:])
         captured[batch] = read
 
-    in_batches(
-        rows,
-        capture_batch,
-        token_budget=token_budget,
-        advice="give a smaller --max-length or --dtype bfloat16, or spread the model with "
-        "--device-map auto",
-        on_batch=on_batch,
-    )
+    limit = _packable(backend, rows)
+    packed = [i for i, row in enumerate(rows) if len(row.ids) <= limit]
+    padded = [i for i, row in enumerate(rows) if len(row.ids) > limit]
+    if padded:
+
+        def capture_padded(places: list[int]) -> None:
+            batch = [padded[i] for i in places]
+            keep(batch, _read([rows[i] for i in batch], positions[batch], backend, sites, pad_id))
+
+        in_batches(
+            [rows[i] for i in padded],
+            capture_padded,
+            token_budget=token_budget,
+            advice=ADVICE,
+            on_batch=on_batch,
+        )
+    if packed:
+        assert isinstance(backend, PackingBackend)
+
+        def capture_packed(places: list[int]) -> None:
+            batch = [packed[i] for i in places]
+            one = pack([rows[i] for i in batch])
+            keep(batch, backend.capture_packed(one, positions[batch], sites))
+
+        in_packs(
+            [rows[i] for i in packed],
+            capture_packed,
+            token_budget=token_budget,
+            enough=backend.enough,
+            advice=ADVICE,
+            on_batch=on_batch,
+        )
     assert captured is not None
     return captured
+
+
+def _packable(backend: Backend, rows: Sequence[Rendered]) -> int:
+    """Length of the longest prompt that is packed. To find out costs two runs of a few tokens."""
+    lengths = [len(row.ids) for row in rows]
+    if not isinstance(backend, PackingBackend) or sum(lengths) < WORTH_PACKING:
+        return 0
+    return backend.packable(max(lengths))
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from probes.errors import InputError
 from probes.hooks import Site
+from probes.packing import Pack
 
 BackendName = Literal["auto", "transformers", "transformer-lens", "nnsight"]
 
@@ -49,6 +50,42 @@ class Backend(Protocol):
 
         Raises:
             InputError: A site is none of this model's.
+        """
+        ...
+
+
+@runtime_checkable
+class PackingBackend(Backend, Protocol):
+    """A model that can read many prompts in one row, without padding."""
+
+    @property
+    def enough(self) -> int:
+        """Tokens of a row beyond which a longer one is no faster."""
+        ...
+
+    def packable(self, longest: int) -> int:
+        """Which prompts may be packed; to be asked before `capture_packed`.
+
+        Args:
+            longest: Length of the longest that may be asked for (tokens).
+
+        Returns:
+            Length of the longest that may; 0 for none.
+        """
+        ...
+
+    def capture_packed(
+        self,
+        pack: Pack,
+        positions: Int[Tensor, "batch"] | Int[Tensor, "batch position 2"],
+        sites: Sequence[Site],
+    ) -> Float[Tensor, "batch site *position d_model"]:
+        """As `Backend.capture`, of packed prompts.
+
+        Args:
+            pack: See `probes.packing.pack`.
+            positions: As in `Backend.capture`, counted in each prompt's own tokens.
+            sites: What to read.
         """
         ...
 
