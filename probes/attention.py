@@ -120,6 +120,8 @@ def attend(
     plan = _PLAN.get()
     plan.calls += 1
     strange = [name for name, it in kwargs.items() if name not in HARMLESS and it is not None]
+    if kwargs.get("dropout"):
+        strange.append("dropout")
     if strange or attention_mask is not None:
         raise UnpackableError(f"attention with {', '.join(strange) or 'a mask of its own'}")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -144,7 +146,7 @@ def _looped(
     width = max((len(one.path) for one in segments if one.shared), default=0)
     mask = plan.at(query.device, lambda: triangle(width, query))
     gqa = query.shape[1] != key.shape[1]
-    out = query.new_empty(*query.shape[:2], value.shape[2])
+    out = query.new_empty(*query.shape[:2], value.shape[2], dtype=value.dtype)
     for one in segments:
         own = slice(one.start, one.start + one.length)
         if one.shared:
@@ -188,7 +190,7 @@ def _together(
     """
     device = query.device
     groups = query.shape[1] // key.shape[1]
-    out = query.new_empty(*query.shape[:2], value.shape[2])
+    out = query.new_empty(*query.shape[:2], value.shape[2], dtype=value.dtype)
     for batch in plan.at(device, lambda: together(plan.pack.segments, device)):
         n, width = batch.queries.shape
         # [segment, query, kv_head, group, d] -> [segment, kv_head, group * query, d]

@@ -30,7 +30,7 @@ class _Linear(torch.autograd.Function):
         return linear(rows, weight, bias).addmm_(low, b.T, alpha=s).view(*x.shape[:-1], -1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, a, b, low = ctx.saved_tensors
         given = given.reshape(-1, given.shape[-1])
@@ -50,7 +50,7 @@ def adapted(
     s: float,
 ) -> Float[Tensor, "*batch d_out"]:
     """x W^T + b + s (x A^T) B^T, whose gradient goes to x, A and B; W and b are frozen."""
-    return _Linear.apply(x, weight, bias, a, b, s)  # type: ignore[no-any-return]
+    return _Linear.apply(x, weight, bias, a, b, s)
 
 
 def fuse(model: nn.Module) -> int:
@@ -101,4 +101,4 @@ def _forward(layer: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
 
 
 def _theirs(layer: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
-    return type(layer).forward(layer, x, *args, **options)  # type: ignore[no-any-return]
+    return type(layer).forward(layer, x, *args, **options)

@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from probes.attention import Plan, attending
 from probes.blocks import position_ids
 from probes.errors import InputError
+from regularize import packed
 from regularize.losses import Head
 
 
@@ -105,11 +107,20 @@ def decode(
 class Capture:
     """Runs a model as a whole, wrappers and all, and catches its last hidden states on the way.
 
-    The head is given no token to work on: its logits are the loss's own business.
+    The head is given no token to work on: its logits are the loss's own business. Where the model
+    allows it, a batch goes through it in one row without padding (`packed`).
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, longest: int = 0) -> None:
+        """Find out how the model may be run.
+
+        Args:
+            model: As it will be trained, not yet wrapped for several processes.
+            longest: Longest example (tokens) that may be packed; 0 to pack none.
+        """
         base = base_of(model)
+        self._decoder: Any = base.get_decoder()
+        self._limit = packed.limit(base, longest) if longest else 0
         takes = inspect.signature(base.forward).parameters
         self._keep = "logits_to_keep" in takes
         self._caught: Tensor | None = None
@@ -119,11 +130,20 @@ class Capture:
         self, model: nn.Module, ids: Int[Tensor, "batch token"], mask: Int[Tensor, "batch token"]
     ) -> Float[Tensor, "batch token d_model"]:
         """Last hidden states of a forward pass through `model`, which may be wrapped (DDP)."""
+        if ids.shape[1] > self._limit or packed.checkpointed(self._decoder):
+            return self._run(model, ids, mask, position_ids(mask))
+        batch = packed.packed(ids, mask)
+        row = batch.pack.ids[None]
+        with attending(self._decoder, Plan(batch.pack, loop=batch.loop)):
+            hidden = self._run(model, row, torch.ones_like(row), batch.pack.positions[None])
+        return hidden[0, batch.at]
+
+    def _run(self, model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         none = {"logits_to_keep": torch.empty(0, dtype=torch.long, device=ids.device)}
         model(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=position_ids(mask),
+            position_ids=positions,
             use_cache=False,
             **(none if self._keep else {}),
         )

@@ -212,7 +212,7 @@ class RegularizedTrainer(Trainer):
 
         args.remove_unused_columns = False  # risk, anchor and row are ours
         args.prediction_loss_only = True
-        self._states = Capture(policy)
+        self._states = Capture(policy, longest=max(len(row.input_ids) for row in rows))
         self._acts = self.defence.steps(policy, self.given)
         self._micro_batches = 1
         self._step_risk: float | None = None

@@ -95,9 +95,7 @@ def test_off_merged_and_under_autocast_it_is_peft_s():
         with model.disable_adapter():
             off = model(x)
         bare = model.get_base_model()
-        torch.testing.assert_close(
-            off, bare.second.base_layer(bare.first.base_layer(x).tanh())
-        )
+        torch.testing.assert_close(off, bare.second.base_layer(bare.first.base_layer(x).tanh()))
         assert not torch.allclose(on, off)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert model(x).dtype == torch.bfloat16
