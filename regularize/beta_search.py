@@ -52,9 +52,6 @@ def main(config: BetaSearchConfig) -> None:
     Raises:
         InputError: Something given cannot be used, or runs have failed.
     """
-    from rich.console import Console
-
-    from analysis import betas, results
     from regularize import compare
 
     compare.main(
@@ -71,6 +68,10 @@ def main(config: BetaSearchConfig) -> None:
             jobs=config.jobs,
         )
     )
+    from rich.console import Console
+
+    from analysis import betas, results
+
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     found = betas.compared(results.read_all(config.out)["evaluations"])
     for model, rows in found.groupby("model", sort=False):

@@ -79,9 +79,9 @@ class ChainConfig:
                 raise InputError(f"--{name} needs at least one")
         if len({testbeds.of(model).name for model in self.models}) > 1:
             raise InputError(f"--models {' '.join(self.models)}: these are of several testbeds")
-        for name in ("links", "jobs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
+        for name in ("links", "jobs", "n"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"--{name} {value}: must be at least 1")
         known = self.known
         for name in self.arms:
             if name not in known:

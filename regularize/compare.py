@@ -85,8 +85,9 @@ class CompareConfig:
                 f"--models {' '.join(self.models)}: these are of several testbeds; compare those "
                 "of each apart, with an --out of its own"
             )
-        if self.jobs < 1:
-            raise InputError(f"--jobs {self.jobs}: must be at least 1")
+        for name in ("jobs", "n"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"--{name} {value}: must be at least 1")
         kind, _, address = (self.cluster or "dask:any").partition(":")
         if kind not in ("dask", "ray") or not address:
             raise InputError(

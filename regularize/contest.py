@@ -21,7 +21,7 @@ from transformers.trainer_callback import TrainerCallback
 
 from analysis.rows import CostRow
 from probes.errors import InputError
-from regularize import arms, interleave, memory, plugins, show
+from regularize import arms, interleave, memory, plugins
 from regularize.arms import NONE, Arm, Run
 from regularize.cost import WARM
 from regularize.entrants import (
@@ -34,6 +34,7 @@ from regularize.entrants import (
     steps_of,
     trainer_for,
 )
+from regularize.noise import without_noise
 from regularize.segments import Segments
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def measured(config: CostConfig) -> list[CostRow]:
     Raises:
         InputError: The model, its data or the probe cannot be had, or there are too few steps.
     """
-    show.without_noise()
+    without_noise()
     chosen = contestants(config)
     with TemporaryDirectory() as folder:
         setting = setting_of(config, chosen, Path(folder))
@@ -248,7 +249,7 @@ def peak(arm: Arm, setting: Setting) -> int:
 
     What it has built before and goes on holding is in it. Called in a process of its own.
     """
-    show.without_noise()
+    without_noise()
     # Libraries are loaded and caches filled by another training of the same kind.
     trainer_for(arm, load(arm, setting), setting, steps=setting.steps).train()
     loaded = load(NONE, setting)

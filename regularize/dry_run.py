@@ -14,9 +14,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from regularize import estimate, grid, show
+from regularize import estimate, grid
 from regularize.arms import Run
 from regularize.estimate import Estimate, State
+from regularize.noise import without_noise
 
 if TYPE_CHECKING:
     from regularize.compare import CompareConfig
@@ -29,7 +30,7 @@ States = Mapping[str, State]
 
 def present(runs: Sequence[Run], config: CompareConfig) -> None:
     """Print the cells, a table of what is missing, and both in words."""
-    show.without_noise()
+    without_noise()
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     states = {run.name: estimate.state(run, config) for run in runs}
     console.print(_cells(runs, states, config))

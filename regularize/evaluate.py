@@ -142,13 +142,13 @@ def main(config: EvaluateConfig) -> None:
 
     from probes import models
     from regularize import detectors as known
-    from regularize import show, win_rate
-    from regularize.adapters import attach
+    from regularize import win_rate
     from regularize.answered import ask, judgements
     from regularize.independence import refuse_partial
     from regularize.model import adapter_off
+    from regularize.noise import without_noise
 
-    show.without_noise()
+    without_noise()
     asked = _questions(config)
     chat = models.load(
         config.model,
@@ -166,6 +166,8 @@ def main(config: EvaluateConfig) -> None:
         if referee is not None:
             refuse_partial([referee], chat, config.adapter, option="--win-rate-judge")
     if config.adapter is not None:
+        from regularize.adapters import attach
+
         chat = attach(chat, config.adapter, allow_other_base=config.allow_other_base)
 
     def run() -> list[Record]:

@@ -43,6 +43,7 @@ from regularize.critics import Critic
 from regularize.critics.probe import probe_of
 from regularize.given import given
 from regularize.measures import Arm
+from regularize.noise import without_noise
 from regularize.plugins import name_of
 from regularize.prepare import Prepared, prepare
 
@@ -66,7 +67,7 @@ def fine_tune(config: TrainConfig) -> None:
     """
     from regularize.trainer import RegularizedTrainer
 
-    show.without_noise()
+    without_noise()
     args = _arguments(config)
     first = args.process_index == 0
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False, quiet=not first)

@@ -5,30 +5,43 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from probes.batches import in_batches
 from probes.blocks import input_device, reading
 from probes.capture import pad_id
 from probes.errors import InputError
-from probes.greedy import padded, stops_of, until
+from probes.greedy import padded, stops_of
 from probes.models import ChatModel, context_length
 from probes.prompts import Message
 from probes.rendering import Rendered, render
+from regularize.decoding import Choose, Decoder, Ending, likeliest, suits
 
 BATCH_TOKENS = 16384
 """In memory at a time, where nothing else is said."""
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""What the tokenizer writes for a letter of which bytes are missing."""
 ALIKE = 0.75
 """Share of its longest prompt that every prompt of a batch has at least: the rest is padding."""
 
 Heard = Callable[[Sequence[int], Float[Tensor, "prompt vocab"]], None]
 """Is told some prompts' places in the list, and the logits right after them."""
+Decided = Callable[[int, str], bool]
+"""Whether an answer's beginning decides what it will be taken for: told by the prompt's place in
+the list and the text so far."""
 
 
 def answers(
@@ -41,6 +54,7 @@ def answers(
     top_p: float = 0.9,
     seed: int = 0,
     heard: Heard | None = None,
+    decided: Decided | None = None,
     progress: bool = False,
 ) -> list[str]:
     """Answers in the order of the prompts.
@@ -61,6 +75,8 @@ def answers(
         top_p: Drawn are the likeliest tokens that together have this probability.
         seed: Of the draws. They depend on the prompt's place in the list, not on the batches.
         heard: Called with the logits of the first token of each answer, batch by batch.
+        decided: Asked after each token that does not end its answer anyway; where it says so, the
+            answer is cut there.
         progress: Show a bar on stderr.
 
     Raises:
@@ -79,18 +95,33 @@ def answers(
         for prompt in prompts
     ]
     uniform = torch.rand(len(rows), new, generator=torch.Generator().manual_seed(seed))
+    pad, stops = pad_id(chat.tokenizer), frozenset(stops_of(chat))
     made = [""] * len(rows)
 
+    def text(ids: Sequence[int]) -> str:
+        return str(
+            chat.tokenizer.decode(
+                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
     def answer(batch: list[int]) -> None:
-        first = _First(heard, batch) if heard else None
-        drawing = _Nucleus(temperature, top_p, uniform[batch]) if temperature else None
-        processors = LogitsProcessorList([one for one in (first, drawing) if one])
-        texts = _generate(chat, [rows[i] for i in batch], new, processors)
-        for i, text in zip(batch, texts, strict=True):
-            made[i] = text
+        early = None if decided is None else partial(_early, text, decided, batch)
+        ending = Ending(new, stops, early)
+        choose = Nucleus(temperature, top_p, uniform[batch]) if temperature else likeliest
+        first = partial(heard, batch) if heard else None
+        asked = [rows[i] for i in batch]
+        if decoder is not None:
+            found = decoder.decode(asked, ending, choose=choose, heard=first)
+        else:
+            found = _generate(chat.model, asked, ending, choose, first, pad)
+        for i, ids in zip(batch, found, strict=True):
+            made[i] = text(ids)
 
     bar = tqdm(total=len(rows), unit="answer", disable=not progress)
     with bar, reading(chat.model), head_read_once(chat.model):
+        longest = max((len(row.ids) for row in rows), default=0) + new
+        decoder = Decoder.of(chat.model, rows, pad=pad) if suits(chat.model, longest) else None
         in_batches(
             rows,
             answer,
@@ -102,43 +133,52 @@ def answers(
     return made
 
 
+def _early(
+    text: Callable[[Sequence[int]], str],
+    decided: Decided,
+    batch: Sequence[int],
+    row: int,
+    ids: Sequence[int],
+) -> bool:
+    """`Ending.early`, for those who read text."""
+    so_far = text(ids)
+    return not so_far.endswith(UNFINISHED) and decided(batch[row], so_far)
+
+
 def _chat(prompt: str | Sequence[Message]) -> Sequence[Message]:
     return [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
 
 
 def _generate(
-    chat: ChatModel, rows: Sequence[Rendered], new: int, processors: LogitsProcessorList
-) -> list[str]:
-    """Answers to prompts that are padded on the left, so that all of them end in one column."""
-    device = input_device(chat.model)
-    pad = pad_id(chat.tokenizer)
+    model: nn.Module,
+    rows: Sequence[Rendered],
+    ending: Ending,
+    choose: Choose,
+    heard: Callable[[Tensor], None] | None,
+    pad: int,
+) -> list[list[int]]:
+    """As `Decoder.decode`, by transformers' own loop, which knows every model."""
+    device = input_device(model)
     ids, mask = padded(rows, pad)
-    width = ids.shape[1]
-    stops = stops_of(chat)
     config = GenerationConfig(
-        max_new_tokens=new,
-        do_sample=False,  # `_Nucleus` leaves one token to choose
+        max_new_tokens=ending.new,
+        do_sample=False,  # `_Chosen` leaves one token to choose
         num_beams=1,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         use_cache=True,
-        eos_token_id=stops or None,
+        eos_token_id=sorted(ending.stops) or None,
         pad_token_id=pad,
     )
-    made = cast(Any, chat.model).generate(
+    made: list[list[int]] = [[] for _ in rows]
+    cast(Any, model).generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
         generation_config=config,
-        logits_processor=processors,
+        logits_processor=LogitsProcessorList([_Chosen(choose, heard)]),
+        stopping_criteria=StoppingCriteriaList([_Ended(ending, made)]),
     )
-    return [
-        str(
-            chat.tokenizer.decode(
-                until(answer, stops), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
-        for answer in made[:, width:].tolist()
-    ]
+    return made
 
 
 @contextmanager
@@ -156,25 +196,46 @@ def head_read_once(model: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-class _First(LogitsProcessor):
-    """Tells of the first logits, and changes none."""
+class _Chosen(LogitsProcessor):
+    """Logits that leave one token possible, the chosen one. Called once a step."""
 
-    def __init__(self, heard: Heard, places: Sequence[int]) -> None:
-        self._heard, self._places, self._told = heard, places, False
+    def __init__(self, choose: Choose, heard: Callable[[Tensor], None] | None) -> None:
+        self._choose, self._heard, self._step = choose, heard, 0
 
     def __call__(
         self,
         input_ids: Int[Tensor, "batch token"],  # noqa: ARG002
         scores: Float[Tensor, "batch vocab"],
     ) -> Float[Tensor, "batch vocab"]:
-        """The same logits; called once a step."""
-        if not self._told:
-            self._heard(self._places, scores)
-            self._told = True
-        return scores
+        """Tells of the first logits, too."""
+        if self._step == 0 and self._heard is not None:
+            self._heard(scores)
+        token = self._choose(scores, range(len(scores)), self._step)[:, None]
+        self._step += 1
+        return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
 
 
-class _Nucleus(LogitsProcessor):
+class _Ended(StoppingCriteria):
+    """Collects the answers' tokens as they come, and ends each where it has to."""
+
+    def __init__(self, ending: Ending, made: list[list[int]]) -> None:
+        self._ending, self._made = ending, made
+        self._done = [False] * len(made)
+
+    def __call__(
+        self,
+        input_ids: Int[Tensor, "batch token"],
+        scores: object,  # noqa: ARG002
+        **_: object,
+    ) -> Bool[Tensor, "batch"]:
+        """Which answers have ended."""
+        for row, token in enumerate(input_ids[:, -1].tolist()):
+            if not self._done[row]:  # what is written after the end is padding
+                self._done[row] = self._ending.after(row, self._made[row], token)
+        return torch.tensor(self._done, device=input_ids.device)
+
+
+class Nucleus:
     """Nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751) by the inverse of the CDF.
 
     One uniform number for each prompt and step decides, so that an answer does not depend on which
@@ -184,20 +245,17 @@ class _Nucleus(LogitsProcessor):
     def __init__(
         self, temperature: float, top_p: float, uniform: Float[Tensor, "batch step"]
     ) -> None:
-        self._temperature, self._top_p = temperature, top_p
-        self._columns = iter(uniform.T)
+        self._temperature, self._top_p, self._uniform = temperature, top_p, uniform
 
     def __call__(
-        self,
-        input_ids: Int[Tensor, "batch token"],  # noqa: ARG002
-        scores: Float[Tensor, "batch vocab"],
-    ) -> Float[Tensor, "batch vocab"]:
-        """Logits that leave one token possible; called once a step."""
-        u = next(self._columns)[:, None].to(scores.device)
-        p, order = (scores.float() / self._temperature).softmax(-1).sort(descending=True)
+        self, logits: Float[Tensor, "row vocab"], rows: Sequence[int], step: int
+    ) -> Int[Tensor, "row"]:
+        """See `decoding.Choose`."""
+        u = self._uniform[list(rows), step, None].to(logits.device)
+        p, order = (logits.float() / self._temperature).softmax(-1).sort(descending=True)
         below = p.cumsum(-1) - p
         kept = below < self._top_p
         mass = (p * kept).sum(-1, keepdim=True)
         rank = ((below + p <= u * mass) & kept).sum(-1, keepdim=True)
         rank = rank.minimum(kept.sum(-1, keepdim=True) - 1)  # where rounding ran past the end
-        return torch.full_like(scores, -torch.inf).scatter(-1, order.gather(-1, rank), 0.0)
+        return order.gather(-1, rank)[:, 0]

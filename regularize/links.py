@@ -95,9 +95,10 @@ def carry_out(chain: Chain, config: ChainConfig) -> None:
 def _link(chain: Chain, link: int, config: ChainConfig) -> None:
     """Train one link, measure the model, and leave both; link 0 is measured alone."""
     from probes import models
-    from regularize import one_run, show
+    from regularize import one_run
+    from regularize.noise import without_noise
 
-    show.without_noise()
+    without_noise()
     folder = folder_of(chain, link, config)
     shutil.rmtree(folder, ignore_errors=True)
     recipe = config.recipe

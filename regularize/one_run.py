@@ -19,6 +19,7 @@ from regularize.arms import Run
 from regularize.critics import Critic
 from regularize.data import Example
 from regularize.given import given
+from regularize.noise import without_noise
 from regularize.testbeds import Evaluation, Made, Recipe, Seen, Split
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def fine_tune(
         measure_kl: Log the KL to the reference where nothing is held to it, too.
         made: Training data of an attacker who knew the probe; None: the testbed's own.
     """
-    show.without_noise()
+    without_noise()
     testbed = testbeds.of(run.model)
     chat = models.load(run.model, dtype=recipe.dtype, device_map=recipe.device_map)
     examples = made.examples if made else testbed.training(run.data, seed=run.seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,6 @@ from rich.table import Table
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.utils import logging
 
 from probes.models import ChatModel
 from regularize.data import Example, supervised
@@ -131,13 +129,6 @@ def terms(logged: Mapping[str, float]) -> str:
     """NLL and, where it was measured, KL, in few words."""
     kl = logged.get("kl", math.nan)
     return f"NLL {logged['nll']:.3f}" + ("" if math.isnan(kl) else f", KL {kl:.3f}")
-
-
-def without_noise() -> None:
-    """Without the libraries' notes to their own developers."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
 
 
 def quiet(trainer: Trainer) -> None:

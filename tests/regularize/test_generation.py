@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from probes.miniature.evaluate import fresh
 from probes.models import ChatModel
 from probes.rendering import render
 from regularize import generation
-from regularize.generation import _Nucleus, answers
+from regularize.decoding import Decoder
+from regularize.generation import Nucleus, answers
 from tests.conftest import NASTY, make_model, make_tokenizer, user
 
 
@@ -92,13 +94,13 @@ def test_the_first_tokens_logits_are_heard(batch_tokens: int, temperature: float
 def test_a_batch_is_of_like_length(monkeypatch: pytest.MonkeyPatch) -> None:
     chat = tiny("llama")
     widths: list[tuple[int, int]] = []
-    plain = generation._generate
+    plain = Decoder.decode
 
-    def watched(chat, rows, *others):
+    def watched(self, rows, *others, **options):
         widths.append((min(len(row.ids) for row in rows), max(len(row.ids) for row in rows)))
-        return plain(chat, rows, *others)
+        return plain(self, rows, *others, **options)
 
-    monkeypatch.setattr(generation, "_generate", watched)
+    monkeypatch.setattr(Decoder, "decode", watched)
     answers(chat, ["a " * n for n in range(1, 60)], max_new_tokens=2)
     assert all(least >= generation.ALIKE * most for least, most in widths)
     assert 3 < len(widths) < 20  # they shrink by a factor, not by a token
@@ -192,26 +194,29 @@ def test_a_long_prompt_loses_its_middle_not_its_end() -> None:
     answers(chat, ["b"], max_new_tokens=10_000)  # more than the context: as many as fit
 
 
-def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("route", ["decoder", "generate"])
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch, route: str) -> None:
     chat = tiny("llama")
+    monkeypatch.setattr(generation, "suits", lambda *_: route == "decoder")
     wanted = answers(chat, NASTY, max_new_tokens=8)
-    generate, sizes = chat.model.generate, []
+    forward, sizes = chat.model.forward, []
 
-    def small(input_ids, **options):
-        sizes.append(len(input_ids))
-        if len(input_ids) > 2:
+    @functools.wraps(forward)
+    def small(*given, **options):
+        sizes.append(len(options["input_ids"]))
+        if sizes[-1] > 2:
             raise torch.OutOfMemoryError("too much")
-        return generate(input_ids=input_ids, **options)
+        return forward(*given, **options)
 
-    monkeypatch.setattr(chat.model, "generate", small)
+    monkeypatch.setattr(chat.model, "forward", small)
     assert answers(chat, NASTY, max_new_tokens=8) == wanted
     assert max(sizes) > 2 and sizes[-1] <= 2
-    monkeypatch.setattr("regularize.generation._generate", _never)
+    monkeypatch.setattr(chat.model, "forward", functools.wraps(forward)(_never))
     with pytest.raises(torch.OutOfMemoryError):
         answers(chat, NASTY[:1], max_new_tokens=8)
 
 
-def _never(*_args):
+def _never(*_args, **_options):
     raise torch.OutOfMemoryError("too much")
 
 
@@ -245,9 +250,8 @@ def test_draws_have_the_nucleus_distribution() -> None:
     wanted = torch.zeros(6)
     wanted[kept] = p[kept] / p[kept].sum()
     uniform = torch.rand(n, 1, generator=torch.Generator().manual_seed(0))
-    chosen = _Nucleus(temperature, top_p, uniform)(torch.zeros(n, 3).long(), logits.expand(n, 6))
-    assert (chosen.isfinite().sum(-1) == 1).all()
-    found = torch.bincount(chosen.argmax(-1), minlength=6) / n
+    chosen = Nucleus(temperature, top_p, uniform)(logits.expand(n, 6), range(n), 0)
+    found = torch.bincount(chosen, minlength=6) / n
     assert 1 < len(kept) < 6  # control: something is cut off, and something is left to draw
     assert (found[wanted == 0] == 0).all()
     assert torch.allclose(found, wanted, atol=4 * (0.25 / n) ** 0.5)
@@ -256,8 +260,8 @@ def test_draws_have_the_nucleus_distribution() -> None:
 def test_extreme_draws_stay_inside_the_nucleus() -> None:
     uniform = torch.tensor([[0.0], [1 - 2**-24]])
     logits = torch.linspace(0, 1e-3, 50_000).expand(2, -1)
-    chosen = _Nucleus(1.0, 1.0, uniform)(torch.zeros(2, 1).long(), logits)
-    assert (chosen.isfinite().sum(-1) == 1).all()
+    chosen = Nucleus(1.0, 1.0, uniform)(logits, [1, 0], 0)
+    assert chosen.tolist() == [0, 49_999]
 
 
 @pytest.mark.parametrize(
