@@ -22,7 +22,7 @@ BATCH = 16
 LLAMA = Shape()
 QWEN2 = Shape("Qwen2", kv_heads=2)
 PHI3 = Shape("Phi-3")
-BODY = Shape(d_model=768, d_mlp=2048, n_layers=16, heads=12, kv_heads=12, vocabulary=4_000)
+BODY = Shape(d_model=768, d_mlp=2048, n_layers=12, heads=12, kv_heads=12, vocabulary=4_000)
 
 
 class Built(NamedTuple):
@@ -45,8 +45,10 @@ class Workload(NamedTuple):
     """Layers that are read, from 0; None: all."""
     batch: int = BATCH
     """Prompts of a padded batch."""
-    rounds: int = 5
-    memory: bool = True
+    rounds: int = 3
+    memory: bool = False
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
 
     def group(self) -> Group:
         """As the benchmarks take it."""
@@ -58,7 +60,8 @@ class Workload(NamedTuple):
     def build(self) -> Built:
         """The model and its prompts."""
         layers = range(self.read or self.shape.n_layers)
-        return Built(self.shape.model(), self.prompts(self.shape.vocabulary), layers, self.batch)
+        model = self.shape.model(device=self.device, dtype=self.dtype)
+        return Built(model, self.prompts(self.shape.vocabulary), layers, self.batch)
 
 
 def ours(built: Built) -> Callable[[], Tensor]:
@@ -110,56 +113,61 @@ def _nnsight(built: Built, *, by_length: bool, stop: bool) -> Against:
     return Against(partial(elsewhere.trace, wrapped, padded, built.layers, stop=stop))
 
 
+LENS, NNSIGHT = ("transformer_lens",), ("nnsight",)
+TUNED = {"left": True, "pos_slice": -1, "by_length": True}
+SLOW = {"rounds": 2}
+"""Of those that take twice as long as the others."""
 SINGLY = Baseline(
     "transformers, one by one, no head", partial(hidden_states, head=False, size=1, by_length=False)
 )
-WITH_HEAD = Baseline(
-    "transformers, padded, with head", partial(hidden_states, head=True, by_length=False)
-)
 SORTED = Baseline(
     "transformers, sorted, no head", partial(hidden_states, head=False, by_length=True)
-)
-LENS, NNSIGHT = ("transformer_lens",), ("nnsight",)
-TUNED = {"left": True, "pos_slice": -1, "by_length": True}
-LENS_SORTED = Baseline("TransformerBridge, sorted, pos_slice", partial(_lens, **TUNED), LENS)
-LENS_TUNED = Baseline(
-    "TransformerBridge, sorted, pos_slice, 1 logit", partial(_lens, **TUNED, logits_to_keep=1), LENS
 )
 LENS_STOPPED = Baseline("TransformerBridge, sorted, stop_at_layer", partial(_lens, **TUNED), LENS)
 NNSIGHT_STOPPED = Baseline(
     "nnsight, sorted, stop", partial(_nnsight, by_length=True, stop=True), NNSIGHT
 )
-CAREFUL = (SORTED, LENS_TUNED, NNSIGHT_STOPPED)
+CAREFUL = (SORTED, NNSIGHT_STOPPED)
 """What one uses who knows each library well."""
 LADDER = (
-    SINGLY,
-    WITH_HEAD,
-    SORTED,
-    Baseline("TransformerBridge, names_filter", _lens, LENS),
+    SINGLY._replace(memory=False),
     Baseline(
-        "TransformerBridge, names_filter, pos_slice", partial(_lens, left=True, pos_slice=-1), LENS
+        "transformers, padded, with head", partial(hidden_states, head=True, by_length=False),
+        **SLOW,
     ),
-    LENS_SORTED,
-    LENS_TUNED,
-    Baseline("nnsight", partial(_nnsight, by_length=False, stop=False), NNSIGHT),
+    SORTED,
+    Baseline("TransformerBridge, names_filter", _lens, LENS, **SLOW),
+    Baseline(
+        "TransformerBridge, pos_slice", partial(_lens, left=True, pos_slice=-1), LENS,
+        memory=False, **SLOW,
+    ),
+    Baseline(
+        "TransformerBridge, pos_slice, sorted", partial(_lens, **TUNED), LENS,
+        memory=False, **SLOW,
+    ),
+    Baseline(
+        "TransformerBridge, pos_slice, sorted, 1 logit", partial(_lens, **TUNED, logits_to_keep=1),
+        LENS,
+    ),
+    Baseline(
+        "nnsight", partial(_nnsight, by_length=False, stop=False), NNSIGHT, memory=False, **SLOW
+    ),
     NNSIGHT_STOPPED,
-)
+)  # fmt: skip
 WORKLOADS = (
-    Workload("Llama, 64 prompts", LLAMA, chats(64), LADDER),
-    Workload("Llama, 256 prompts", LLAMA, chats(256), CAREFUL, rounds=3, memory=False),
+    Workload("Llama, 64 prompts", LLAMA, chats(64), LADDER, rounds=5, memory=True),
+    Workload("Llama, 256 prompts", LLAMA, chats(256), CAREFUL, rounds=2),
     Workload("Llama, 64 prompts, layers 0-3 of 8", LLAMA, chats(64),
-             (SORTED, LENS_STOPPED, NNSIGHT_STOPPED), read=4, memory=False),
-    Workload("Qwen2 (grouped heads, biases), 64 prompts", QWEN2, chats(64), (WITH_HEAD, *CAREFUL),
-             memory=False),
-    Workload("Phi-3 (fused qkv), 64 prompts", PHI3, chats(64), (WITH_HEAD, *CAREFUL),
-             memory=False),
-    Workload("mostly body (head 2 %), 32 prompts", BODY, chats(32),
-             (SINGLY, WITH_HEAD, SORTED, NNSIGHT_STOPPED), rounds=3),
-    Workload("8 prompts of 600 to 1000 tokens", LLAMA, chats(8, 600, 1000),
+             (SORTED, LENS_STOPPED, NNSIGHT_STOPPED), read=4),
+    Workload("Qwen2 (grouped heads, biases), 64 prompts", QWEN2, chats(64), CAREFUL),
+    Workload("Phi-3 (fused qkv), 64 prompts", PHI3, chats(64), CAREFUL),
+    Workload("mostly body (head 3.5 %), 20 prompts", BODY, chats(20),
+             (LADDER[1], SORTED, NNSIGHT_STOPPED)),
+    Workload("5 prompts of 600 to 1000 tokens", LLAMA, chats(5, 600, 1000),
              (SINGLY, SORTED, NNSIGHT_STOPPED), batch=4),
-    Workload("32 prompts, few-shot header of 200 tokens", LLAMA, chats(32, 220, 260, shared=200),
-             (SINGLY, SORTED, NNSIGHT_STOPPED)),
-    Workload("32 pairs of twins", LLAMA, twins(32), (SINGLY, SORTED, NNSIGHT_STOPPED)),
+    Workload("24 prompts, few-shot header of 200 tokens", LLAMA, chats(24, 220, 260, shared=200),
+             CAREFUL),
+    Workload("24 pairs of twins", LLAMA, twins(24), CAREFUL),
 )  # fmt: skip
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MOST = 10**9
+"""Rounds, where nothing is said."""
 Job = Callable[[], Any]
 """Does the whole job and returns what is compared: a tensor or an array."""
 
@@ -45,6 +47,10 @@ class Baseline(NamedTuple):
     """Libraries that must be installed."""
     goal: float = math.nan
     """Where it is a bound: the share of it that is aimed at."""
+    rounds: int = MOST
+    """At most so many, where it is slow; the others then go on without it."""
+    memory: bool = True
+    """Whether its peak is measured: a process, and two more runs."""
 
 
 class Group(NamedTuple):
@@ -59,10 +65,10 @@ class Group(NamedTuple):
     baselines: tuple[Baseline, ...]
     tolerance: float = 1e-4
     """Largest difference allowed, over the largest number of the baseline's result."""
-    rounds: int = 10**9
+    rounds: int = MOST
     """At most so many, where a round is long."""
     memory: bool = True
-    """Whether the peaks are measured: a process each, and two more runs of each job."""
+    """Whether the peaks are measured."""
     device: str = "cpu"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ def rows(
     chosen: Sequence[str],
     *,
     rounds: int,
-    memory_of: Callable[[Job | None, str], float] | None = None,
+    memory_of: Callable[[Job, str], float] | None = None,
 ) -> list[BenchRow]:
     """The rows of a group's chosen baselines; one that fails says why, and the others go on.
 
@@ -52,7 +52,7 @@ def rows(
     measured = _measured(group, able, rounds, memory_of) if able else {}
     nothing = {name: _nothing(why) for name, why in reasons.items() if why}
     return [
-        _row(group, b, (nothing | measured)[b.name], rounds)
+        _row(group, b, (nothing | measured)[b.name])
         for b in group.baselines
         if b.name in reasons
     ]
@@ -62,7 +62,7 @@ def _measured(
     group: Group,
     able: Sequence[Baseline],
     rounds: int,
-    memory_of: Callable[[Job | None, str], float] | None,
+    memory_of: Callable[[Job, str], float] | None,
 ) -> dict[str, Measured]:
     against: dict[str, Against] = {}
     found: dict[str, Measured] = {}
@@ -85,31 +85,49 @@ def _measured(
         except Exception as error:
             found[baseline.name] = _nothing(_reason(error))
     try:
-        jobs = {"ours": ours} | {f"/{name}": one.job for name, one in against.items()}
-        times = interleave.seconds(jobs, rounds=rounds)
-        memories = _memories(group, ours, against, memory_of)
+        limits = {b.name: min(b.rounds, rounds) for b in able}
+        ratios = _ratios(ours, against, limits)
+        wanted = {b.name for b in able if b.memory and group.memory}
+        memories = _memories(group, ours, wanted, against, memory_of)
     except Exception as error:
         return found | {name: _nothing(_reason(error)) for name in against}
-    for name, one in against.items():
-        ratios = one.share * np.divide(times["ours"], times[f"/{name}"])
-        found[name] = Measured(ratios, parity[name], memories[name])
-    del built, ours, result, against, jobs
+    for name in against:
+        found[name] = Measured(ratios[name], parity[name], memories[name])
+    del built, ours, result, against, one, baseline
     gc.collect()
     if group.device == "cuda":
         torch.cuda.empty_cache()
     return found
 
 
+def _ratios(
+    ours: Job, against: Mapping[str, Against], limits: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Time of ours over each baseline's, round by round; the slow ones leave after theirs."""
+    found: dict[str, list[float]] = {name: [] for name in against}
+    done = 0
+    for limit in sorted({limits[name] for name in against}):
+        left = [name for name in against if limits[name] > done]
+        jobs = {"ours": ours} | {f"/{name}": against[name].job for name in left}
+        times = interleave.seconds(jobs, rounds=limit - done)
+        for name in left:
+            share = against[name].share
+            found[name] += list(share * np.divide(times["ours"], times[f"/{name}"]))
+        done = limit
+    return {name: np.array(ratios) for name, ratios in found.items()}
+
+
 def _memories(
     group: Group,
     ours: Job,
-    against: dict[str, Against],
-    memory_of: Callable[[Job | None, str], float] | None,
+    wanted: Set[str],
+    against: Mapping[str, Against],
+    memory_of: Callable[[Job, str], float] | None,
 ) -> dict[str, float]:
     """Peak of ours over each baseline's; of a bound there is none."""
-    compared = [name for name, one in against.items() if one.compared]
+    compared = [name for name, one in against.items() if one.compared and name in wanted]
     out = dict.fromkeys(against, NAN)
-    if memory_of is None or not group.memory or not compared:
+    if memory_of is None or not compared:
         return out
     try:
         mine = memory_of(ours, "ours")
@@ -119,13 +137,12 @@ def _memories(
         return out
 
 
-def on_gpu(job: Job | None, name: str) -> float:  # noqa: ARG001
+def on_gpu(job: Job, name: str) -> float:  # noqa: ARG001
     """Peak of torch's allocator, in this process."""
-    assert job is not None
     return peaks.peak(job, "cuda")
 
 
-def memory_of(group: Group, bench: str, number: int) -> Callable[[Job | None, str], float] | None:
+def memory_of(group: Group, bench: str, number: int) -> Callable[[Job, str], float] | None:
     """How the peaks of this group are measured, if this machine tells them."""
     if not peaks.is_known(group.device):
         return None
@@ -143,7 +160,7 @@ def _nothing(why: str) -> Measured:
     return Measured(np.array([NAN]), NAN, NAN, why)
 
 
-def _row(group: Group, baseline: Baseline, measured: Measured, rounds: int) -> BenchRow:
+def _row(group: Group, baseline: Baseline, measured: Measured) -> BenchRow:
     lo, median, hi = np.quantile(measured.times, [0.25, 0.5, 0.75])
     return BenchRow(
         bench=group.bench,
@@ -155,7 +172,7 @@ def _row(group: Group, baseline: Baseline, measured: Measured, rounds: int) -> B
         memory_ratio=measured.memory,
         parity=measured.parity,
         where="" if measured.failed.startswith("not measured") else place.of(group.device),
-        rounds=0 if measured.failed else rounds,
+        rounds=0 if measured.failed else len(measured.times),
         goal=baseline.goal,
         failed=measured.failed,
     )

@@ -49,9 +49,9 @@ class Built(NamedTuple):
 
 
 def group(
-    *, bench: str = "capture", case: str = "a file of 64 prompts to a cache on disk",
-    shape: Shape = Shape(), n: int = 64, token_budget: int = 4096, device: str = "cpu",
-    dtype: torch.dtype = torch.float32, on: str = "cpu",
+    *, bench: str = "capture", case: str = "a file of 32 prompts to a cache on disk",
+    shape: Shape = Shape(), n: int = 32, token_budget: int = 4096, device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Group:  # fmt: skip
     """The whole way beside the capture alone.
 
@@ -63,11 +63,10 @@ def group(
         token_budget: Tokens of a batch.
         device: Where the model is.
         dtype: Of its weights.
-        on: What the group needs: `cuda` where it is measured on a GPU only.
     """
     build = partial(_build, shape, n, token_budget, device, dtype)
     alone = Baseline("the capture alone", _alone, goal=GOAL)
-    return Group(bench, case, build, _whole, (alone,), memory=False, device=on)
+    return Group(bench, case, build, _whole, (alone,), memory=False, device=device)
 
 
 def _build(shape: Shape, n: int, token_budget: int, device: str, dtype: torch.dtype) -> Built:

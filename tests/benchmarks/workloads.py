@@ -34,7 +34,7 @@ TEMPLATE = 25
 
 
 class Shape(NamedTuple):
-    """Of a model. Attention heads are 64 wide."""
+    """Of a model."""
 
     family: str = "Llama"
     d_model: int = 512
@@ -43,6 +43,8 @@ class Shape(NamedTuple):
     heads: int = 8
     kv_heads: int = 8
     vocabulary: int = 32_000
+    tied: bool = False
+    """Whether the head is the embedding."""
 
     def model(self, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         """With random weights, the same ones every time."""
@@ -54,8 +56,8 @@ class Shape(NamedTuple):
                     vocab_size=self.vocabulary, hidden_size=self.d_model,
                     intermediate_size=self.d_mlp, num_hidden_layers=self.n_layers,
                     num_attention_heads=self.heads, num_key_value_heads=self.kv_heads,
-                    max_position_embeddings=4096, pad_token_id=None, bos_token_id=1,
-                    eos_token_id=2,
+                    max_position_embeddings=4096, tie_word_embeddings=self.tied,
+                    pad_token_id=None, bos_token_id=1, eos_token_id=2,
                 ),
                 dtype=dtype,
             )  # fmt: skip
