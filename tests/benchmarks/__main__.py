@@ -63,9 +63,12 @@ def main(config: BenchConfig) -> int:
         config = BenchConfig(config.benches, config.only, 1, False, False, False,
                              config.out / "quick")  # fmt: skip
     console = Console(width=150)
-    _compare(config, console)
+    _compare(config)
+    failed = []
     if "growth" in config.benches:
-        growth.run(config.out, config.only, config.rounds, config.memory, config.resume)
+        failed = growth.run(
+            config.out, config.only, config.rounds, config.memory, config.resume
+        )
     tables = results.read_all(config.out)
     if "bench" in tables:
         console.print(table.render(tables["bench"]))
@@ -73,13 +76,13 @@ def main(config: BenchConfig) -> int:
         console.print(growth.render(tables["growth"]))
     for picture in figures.redraw(tables, config.out):
         console.print(f"{picture} (.pdf, .csv)", highlight=False)
-    failed = table.failures(tables["bench"]) if "bench" in tables else []
+    failed += table.failures(tables["bench"]) if "bench" in tables else []
     for line in failed:
         console.print(line, style="bold red", highlight=False)
     return len(failed)
 
 
-def _compare(config: BenchConfig, console: Console) -> None:
+def _compare(config: BenchConfig) -> None:
     """The comparisons, a group at a time, since each holds its models."""
     known = {name: bench.groups() for name, bench in BENCHES.items()}
     chosen = [

@@ -23,24 +23,25 @@ LOGITS = 1e-3
 """Error of a logit allowed with shuffled labels: of a probability, a quarter of it."""
 
 
-class _Data:
-    """Features, labels and folds of one width."""
+class Data:
+    """Features, labels and folds of one width; `N` rows unless told."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, n: int | None = None) -> None:
+        n = n or N
         rng = np.random.default_rng(0)
         # Correlated features with a power-law spectrum, as activations have.
-        X = rng.standard_normal((N, width)) * np.arange(1, width + 1) ** -0.7
+        X = rng.standard_normal((n, width)) * np.arange(1, width + 1) ** -0.7
         X = X @ rng.standard_normal((width, width))
         self.X = (X - X.mean(0)) / X.std(0)
         signal = self.X @ rng.standard_normal(width)
-        self.y = signal / signal.std() + rng.standard_normal(N) > 0
-        self.fold = rng.permutation(N) % FOLDS
+        self.y = signal / signal.std() + rng.standard_normal(n) > 0
+        self.fold = rng.permutation(n) % FOLDS
         self.shuffled = np.stack([rng.permutation(self.y) for _ in range(PERMUTATIONS)], axis=1)
 
     def ours(self, labels: np.ndarray, compared: int, **options: float) -> np.ndarray:
         """Probabilities for the first `compared` vectors of labels, after solving for all."""
         acts = Stacked(torch.from_numpy(self.X)[:, None])
-        rotated = Features.of(acts, [0], np.ones(N, dtype=bool), "concat").design()
+        rotated = Features.of(acts, [0], np.ones(len(self.y), dtype=bool), "concat").design()
         vectors = labels.shape[1]
         column = np.tile(np.repeat(np.arange(FOLDS), len(CS)), vectors)
         y = torch.from_numpy(labels)
@@ -76,11 +77,11 @@ def one(width: int) -> Group:
     """The labels as they are."""
     name = f"{N} rows of {width}, {FOLDS} folds x {len(CS)} C"
 
-    def theirs(data: _Data) -> Against:
+    def theirs(data: Data) -> Against:
         return Against(lambda: data.theirs(data.y[:, None]))
 
     return Group(
-        "fit", name, partial(_Data, width), lambda data: partial(data.ours, data.y[:, None], 1),
+        "fit", name, partial(Data, width), lambda data: partial(data.ours, data.y[:, None], 1),
         (Baseline("scikit-learn, warm path", theirs),), TOLERATED,
     )  # fmt: skip
 
@@ -89,12 +90,12 @@ def shuffled(width: int) -> Group:
     """Scikit-learn's whole would take minutes a round: it does a part, and its time is scaled."""
     name = f"{N} rows of {width}, {FOLDS} folds x {len(CS)} C, {PERMUTATIONS} shuffles of the labels"
 
-    def theirs(data: _Data) -> Against:
+    def theirs(data: Data) -> Against:
         share = SAMPLED / PERMUTATIONS
         return Against(lambda: data.theirs(data.shuffled[:, :SAMPLED]), share=share)
 
     return Group(
-        "fit", name, partial(_Data, width),
+        "fit", name, partial(Data, width),
         lambda data: partial(data.ours, data.shuffled, SAMPLED, tolerance=LOGITS),
         (Baseline(f"scikit-learn, warm path; {SAMPLED} shuffles timed", theirs),), TOLERATED,
     )  # fmt: skip

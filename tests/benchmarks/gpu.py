@@ -42,7 +42,7 @@ class Scale(NamedTuple):
 
 def groups(scale: Scale = Scale()) -> tuple[Group, ...]:
     """All of it; a smaller `scale` on the CPU shows that it runs."""
-    case = f"{scale.shape.d_model} x {scale.shape.n_layers} Llama (8B), {_name(scale.dtype)}"
+    case = "Llama of 8B, bfloat16"
     size = step.Size(scale.shape, scale.examples, scale.length, scale.device, scale.dtype)
     peak = Baseline("the card's matrix products", partial(_peak, scale.square), goal=PEAK_SHARE)
     return (
@@ -103,6 +103,3 @@ def _peak(square: int, built: capture.Built) -> Against:
     share = times * one / flops(built.model, built.prompts)
     return Against(job, share=share, compared=False)
 
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
