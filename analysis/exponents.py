@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,19 +23,19 @@ class Exponent(NamedTuple):
     hi: float
 
 
-def exponent(sizes: Sequence[float], values: Sequence[float]) -> Exponent:
+def exponent(sizes: np.ndarray, values: np.ndarray) -> Exponent:
     """Least squares of the logarithms, over the sizes whose value is known and positive.
 
     All NaN where those are fewer than `LEAST`.
     """
-    x, y = np.asarray(sizes, float), np.asarray(values, float)
-    known = np.isfinite(y) & (y > 0)
+    known = np.isfinite(values) & (values > 0)
     if known.sum() < LEAST:
         return Exponent(math.nan, math.nan, math.nan)
-    fit = stats.linregress(np.log(x[known]), np.log(y[known]))
+    x, y = np.log(sizes[known]), np.log(values[known])
+    fit = stats.linregress(x, y)
     # Of values that are all the same scipy gives no error; they lie on their line.
-    error = 0.0 if np.ptp(y[known]) == 0 else float(fit.stderr)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, known.sum() - 2)) * error
+    error = 0.0 if np.ptp(y) == 0 else float(fit.stderr)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(y) - 2)) * error
     return Exponent(float(fit.slope), float(fit.slope - half), float(fit.slope + half))
 
 

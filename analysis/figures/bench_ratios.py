@@ -9,6 +9,7 @@ measured says why.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +30,12 @@ TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 TIME, MEMORY, GOAL, WRONG = style.COLOURS[0], "#A35F00", style.COLOURS[2], "#B00020"
 SMALL = 7.2
 """Points."""
-FIGURES = {"time": 1.13, "memory": 1.27}
+FIGURES = {"time": 1.14, "memory": 1.38}
 """Where the figures end, in widths of the panel."""
+
+
+Row = dict[Hashable, Any]
+"""Column -> value."""
 
 
 class Line(NamedTuple):
@@ -38,7 +43,7 @@ class Line(NamedTuple):
 
     y: float
     heading: str
-    row: dict[str, Any]
+    row: Row
 
 
 def plotted(table: pd.DataFrame) -> pd.DataFrame:
@@ -56,7 +61,9 @@ def plotted(table: pd.DataFrame) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame) -> Figure:
     """Time and peak memory of ours over the baseline's."""
-    jobs = [of.to_dict("records") for _, of in plotted(table).groupby(["bench", "case"], sort=False)]
+    jobs = [
+        of.to_dict("records") for _, of in plotted(table).groupby(["bench", "case"], sort=False)
+    ]
     columns = [_lines(part) for part in _split(jobs)]
     height = max(lines[-1].y for lines in columns) + 0.9
     figure = Figure(figsize=(4.75 * len(columns), 0.75 + LINE * height))
@@ -70,11 +77,15 @@ def draw(table: pd.DataFrame) -> Figure:
     if table["goal"].notna().any():
         goal = Line2D([], [], color=GOAL, marker="|", ms=9, mew=1.6, ls="", label="goal")
         handles.append(goal)
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5)
+    where = [place for place in dict.fromkeys(table["where"]) if place]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=3, fontsize=8.5,
+        title="; ".join(where) or None, title_fontsize=8,
+    )  # fmt: skip
     return figure
 
 
-def _split(jobs: list[list[dict[str, Any]]]) -> list[list[list[dict[str, Any]]]]:
+def _split(jobs: list[list[Row]]) -> list[list[list[Row]]]:
     """Into two columns that are about as long, if there are many lines."""
     lengths = [len(job) + 1.35 for job in jobs]
     if sum(lengths) <= MANY or len(jobs) == 1:
@@ -84,7 +95,7 @@ def _split(jobs: list[list[dict[str, Any]]]) -> list[list[list[dict[str, Any]]]]
     return [jobs[:at], jobs[at:]]
 
 
-def _lines(jobs: list[list[dict[str, Any]]]) -> list[Line]:
+def _lines(jobs: list[list[Row]]) -> list[Line]:
     """A heading above each job, and a little room before it."""
     y, lines = 0.0, []
     for job in jobs:
@@ -119,7 +130,7 @@ def _column(ax: Axes, lines: list[Line], height: float) -> None:
             _row(ax, line.y, line.row)
 
 
-def _row(ax: Axes, y: float, row: dict[str, Any]) -> None:
+def _row(ax: Axes, y: float, row: Row) -> None:
     if row["failed"]:
         ax.text(0.02, y, style.clip(row["failed"], 44), transform=ax.get_yaxis_transform(),
                 va="center", fontsize=SMALL, zorder=4,
@@ -138,7 +149,7 @@ def _row(ax: Axes, y: float, row: dict[str, Any]) -> None:
                     color={"time": TIME, "memory": MEMORY}[name])  # fmt: skip
 
 
-def _axis(ax: Axes, rows: list[dict[str, Any]]) -> None:
+def _axis(ax: Axes, rows: list[Row]) -> None:
     """Room for all that is drawn."""
     kinds = ("time_ratio_lo", "time_ratio_hi", "memory_ratio")
     known = np.array([row[kind] for row in rows for kind in kinds] + [1.0, 0.8, 1.25])
@@ -157,7 +168,7 @@ def _figures(value: float) -> str:
     return f"{value:.2f}" if value < 9.95 else f"{value:.0f}"
 
 
-def _name(row: dict[str, Any]) -> str:
+def _name(row: Row) -> str:
     """The baseline, and of a bound what is reached of it."""
     if math.isnan(row["goal"]):
         return str(row["baseline"])

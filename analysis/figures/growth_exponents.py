@@ -42,8 +42,8 @@ def draw(table: pd.DataFrame) -> Figure:
     parts = list(points.groupby(["bench", "quantity"], sort=False))
     titles = [f"{bench} against {quantity}" for (bench, quantity), _ in parts]
     figure, axes = style.panels(titles, width=3.15, height=2.55)
-    for ax, (_, part) in zip(axes, parts, strict=True):
-        ax.set_title(ax.get_title(loc="left"), fontsize=9.5, loc="left")
+    for ax, title, (_, part) in zip(axes, titles, parts, strict=True):
+        ax.set_title(title, fontsize=9.5)
         _panel(ax, part)
     for ax in axes[:: style.IN_A_ROW]:
         ax.set_ylabel("over the smallest size")
@@ -111,4 +111,8 @@ def _exponent(ax: Axes, row: pd.Series, kind: str, line: int) -> None:
 
 
 def _short(size: float) -> str:
-    return f"{size / 1000:g}k" if size >= 10_000 or (size >= 1000 and size % 1000 == 0) else f"{size:g}"
+    return (
+        f"{size / 1000:g}k"
+        if size >= 10_000 or (size >= 1000 and size % 1000 == 0)
+        else f"{size:g}"
+    )

@@ -32,6 +32,7 @@ from tests.benchmarks import capture, fit, gpu, growth, measure, step, table
 from tests.benchmarks.cases import Group
 
 Bench = Literal["capture", "fit", "step", "gpu", "growth"]
+ALL: tuple[Bench, ...] = get_args(Bench)
 BENCHES = {"capture": capture, "fit": fit, "step": step, "gpu": gpu}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -40,7 +41,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 class BenchConfig:
     """What to measure, and how often."""
 
-    benches: tyro.conf.Positional[tuple[Bench, ...]] = get_args(Bench)
+    benches: tyro.conf.Positional[tuple[Bench, ...]] = ALL
     """Which of the benches; none named: all."""
     only: str | None = None
     """Rows whose case, baseline or quantity holds this text."""
@@ -58,7 +59,11 @@ class BenchConfig:
 
 
 def main(config: BenchConfig) -> int:
-    """Measure, write and print; the number of rows that failed."""
+    """Measure, write and print; the number of rows that failed.
+
+    Raises:
+        SystemExit: Nothing answers to the choice.
+    """
     if config.quick:
         config = BenchConfig(config.benches, config.only, 1, False, False, False,
                              config.out / "quick")  # fmt: skip
@@ -66,9 +71,9 @@ def main(config: BenchConfig) -> int:
     _compare(config)
     failed = []
     if "growth" in config.benches:
-        failed = growth.run(
-            config.out, config.only, config.rounds, config.memory, config.resume
-        )
+        failed = growth.run(config.out, config.only, config.rounds, config.memory, config.resume)
+    if not any(results.find(config.out, name) for name in ("bench", "growth")):
+        sys.exit(f"no row of {', '.join(config.benches)} has {config.only!r} in its name")
     tables = results.read_all(config.out)
     if "bench" in tables:
         console.print(table.render(tables["bench"]))
@@ -78,7 +83,7 @@ def main(config: BenchConfig) -> int:
         console.print(f"{picture} (.pdf, .csv)", highlight=False)
     failed += table.failures(tables["bench"]) if "bench" in tables else []
     for line in failed:
-        console.print(line, style="bold red", highlight=False)
+        console.print(line, style="bold red", highlight=False, markup=False)
     return len(failed)
 
 

@@ -88,7 +88,9 @@ def one(width: int) -> Group:
 
 def shuffled(width: int) -> Group:
     """Scikit-learn's whole would take minutes a round: it does a part, and its time is scaled."""
-    name = f"{N} rows of {width}, {FOLDS} folds x {len(CS)} C, {PERMUTATIONS} shuffles of the labels"
+    name = (
+        f"{N} rows of {width}, {FOLDS} folds x {len(CS)} C, {PERMUTATIONS} shuffles of the labels"
+    )
 
     def theirs(data: Data) -> Against:
         share = SAMPLED / PERMUTATIONS

@@ -40,10 +40,13 @@ class Scale(NamedTuple):
     dtype: torch.dtype = torch.bfloat16
 
 
-def groups(scale: Scale = Scale()) -> tuple[Group, ...]:
+EIGHT = Scale()
+
+
+def groups(scale: Scale = EIGHT) -> tuple[Group, ...]:
     """All of it; a smaller `scale` on the CPU shows that it runs."""
     case = "Llama of 8B, bfloat16"
-    size = step.Size(scale.shape, scale.examples, scale.length, scale.device, scale.dtype)
+    size = step.Size(scale.shape, scale.examples, scale.length, scale.device, scale.dtype, True)
     peak = Baseline("the card's matrix products", partial(_peak, scale.square), goal=PEAK_SHARE)
     return (
         Group(
@@ -88,7 +91,7 @@ def flops(model: nn.Module, prompts: list[tuple[int, ...]]) -> float:
 
 
 def _peak(square: int, built: capture.Built) -> Against:
-    """As many matrix products as come nearest to the capture's arithmetic, and their share of it."""
+    """As many products as come nearest to the capture's arithmetic, and their share of it."""
     weight = next(built.model.parameters())
     a = torch.randn(square, square, device=weight.device, dtype=weight.dtype)
     one = 2 * square**3
@@ -102,4 +105,3 @@ def _peak(square: int, built: capture.Built) -> Against:
 
     share = times * one / flops(built.model, built.prompts)
     return Against(job, share=share, compared=False)
-

@@ -93,9 +93,7 @@ def quantities() -> tuple[Quantity, ...]:
     )  # fmt: skip
 
 
-def run(
-    out: Path, only: str | None, rounds: int, with_memory: bool, resume: bool
-) -> list[str]:
+def run(out: Path, only: str | None, rounds: int, with_memory: bool, resume: bool) -> list[str]:
     """Measure into the table `growth`, a quantity at a time; why some could not be."""
     every, failed = quantities(), []
     there = {(row.bench, row.quantity) for row in results.rows(out, "growth")} if resume else set()
@@ -127,8 +125,11 @@ def measure(quantity: Quantity, *, rounds: int, with_memory: bool) -> list[Growt
     if with_memory and memory.is_known():
         found = memory.alone(_peaks, quantity.title)
         peaks = {size: (found[size] - jobs[size].output) / MIB for size in quantity.sizes}
-    work = [job.work for job in jobs.values()]
-    must = exponent(quantity.sizes, work).value if math.isnan(quantity.time) else quantity.time
+    must = quantity.time
+    if math.isnan(must):
+        must = exponent(
+            np.array(quantity.sizes), np.array([job.work for job in jobs.values()])
+        ).value
     return rows(quantity, ratios, peaks, must, rounds)
 
 
@@ -141,8 +142,9 @@ def rows(
 ) -> list[GrowthRow]:
     """A row a size, each with the exponents of the quantity."""
     quartiles = {size: np.quantile(of, [0.25, 0.5, 0.75]) for size, of in ratios.items()}
-    time = exponent(quantity.sizes, [float(of[1]) for of in quartiles.values()])
-    peak = exponent(quantity.sizes, list(peaks.values()))
+    sizes = np.array(quantity.sizes)
+    time = exponent(sizes, np.array([of[1] for of in quartiles.values()]))
+    peak = exponent(sizes, np.array(list(peaks.values())))
     return [
         GrowthRow(
             quantity.bench, quantity.name, float(size), *map(float, quartiles[size][[1, 0, 2]]),

@@ -52,9 +52,7 @@ def rows(
     measured = _measured(group, able, rounds, memory_of) if able else {}
     nothing = {name: _nothing(why) for name, why in reasons.items() if why}
     return [
-        _row(group, b, (nothing | measured)[b.name])
-        for b in group.baselines
-        if b.name in reasons
+        _row(group, b, (nothing | measured)[b.name]) for b in group.baselines if b.name in reasons
     ]
 
 
@@ -137,7 +135,7 @@ def _memories(
         return out
 
 
-def on_gpu(job: Job, name: str) -> float:  # noqa: ARG001
+def on_gpu(job: Job, name: str) -> float:
     """Peak of torch's allocator, in this process."""
     return peaks.peak(job, "cuda")
 
@@ -148,7 +146,7 @@ def memory_of(group: Group, bench: str, number: int) -> Callable[[Job, str], flo
         return None
     if group.device == "cuda":
         return on_gpu
-    return lambda job, name: memory.peak(bench, number, name)  # noqa: ARG005
+    return lambda job, name: memory.peak(bench, number, name)
 
 
 def _reason(error: Exception) -> str:

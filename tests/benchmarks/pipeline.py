@@ -33,6 +33,8 @@ from tests.benchmarks.workloads import Shape
 GOAL = 0.95
 """Share of the time that is to be the capture's own."""
 SENTENCES = (3, 7)
+"""In a prompt: some 85 tokens."""
+LLAMA = Shape()
 
 
 class Built(NamedTuple):
@@ -50,7 +52,7 @@ class Built(NamedTuple):
 
 def group(
     *, bench: str = "capture", case: str = "a file of 32 prompts to a cache on disk",
-    shape: Shape = Shape(), n: int = 32, token_budget: int = 4096, device: str = "cpu",
+    shape: Shape = LLAMA, n: int = 32, token_budget: int = 4096, device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Group:  # fmt: skip
     """The whole way beside the capture alone.
@@ -76,7 +78,9 @@ def _build(shape: Shape, n: int, token_budget: int, device: str, dtype: torch.dt
     rng = Random(0)
     # A number in front, so that no two are the same: a file may not repeat a prompt.
     texts = [
-        " ".join([f"{i}.", *(request(rng, "harmless").text for _ in range(rng.randint(*SENTENCES)))])
+        " ".join(
+            [f"{i}.", *(request(rng, "harmless").text for _ in range(rng.randint(*SENTENCES)))]
+        )
         for i in range(n)
     ]
     lines = [json.dumps({"prompt": text, "label": i % 2}) for i, text in enumerate(texts)]

@@ -46,6 +46,8 @@ class Size(NamedTuple):
     """Tokens of an example."""
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+    shared: bool = False
+    """One model for ours and the baselines, where a copy is dear."""
 
     @property
     def name(self) -> str:
@@ -71,16 +73,15 @@ class Built(NamedTuple):
 
 
 def build(size: Size) -> Built:
-    """A model with an adapter, and another copy for the baselines: our hook is not theirs to carry.
-
-    On a GPU, where a copy is dear, they share one.
-    """
+    """A model with an adapter; another copy for the baselines, as our hook is not theirs."""
     rows, batch = _data(size)
     base = size.shape.model(device=size.device, dtype=size.dtype)
-    if size.device == "cuda":
+    if size.shared:
         base = model = plain = _adapted(base)
     else:
-        model, plain = _adapted(size.shape.model()), _adapted(size.shape.model())
+        model, plain = (
+            _adapted(size.shape.model(device=size.device, dtype=size.dtype)) for _ in range(2)
+        )
     folder = TemporaryDirectory()
     cached, states = Cached.build(Path(folder.name), base, rows), Capture(model)
     on_device = {name: tensor.to(size.device) for name, tensor in batch.items()}
@@ -136,9 +137,7 @@ def _data(size: Size) -> tuple[list[Encoded], dict[str, Tensor]]:
     ids = torch.randint(size.shape.vocabulary, shape, generator=generator).tolist()
     prompt = _prompt(size)
     rows = [Encoded(one, [IGNORE] * prompt + one[prompt:], False) for one in ids]
-    extra = [
-        {"risk": (i + 0.5) / size.examples, "row": i} for i in range(size.examples)
-    ]
+    extra = [{"risk": (i + 0.5) / size.examples, "row": i} for i in range(size.examples)]
     both = [{**row._asdict(), **more} for row, more in zip(rows, extra, strict=True)]
     return rows, collate(both, pad=0)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table
 
 from analysis import results
@@ -59,8 +60,10 @@ def render(table: pd.DataFrame) -> Table:
     """For a terminal."""
     shown = Table(
         title="ours / baseline: below 1 ours takes less",
-        caption="time: median [quartiles] over interleaved rounds; memory: peak above what was "
-        "there before; difference: largest of the results; share: of a bound, and what is aimed at",
+        caption=escape(
+            "time: median [quartiles] over interleaved rounds; memory: peak above what was there "
+            "before; difference: largest of the results; share: of a bound, and what is aimed at"
+        ),
     )
     headings = ("bench", "case", "baseline", "time", "share", "memory", "difference", "rounds",
                 "where")  # fmt: skip
@@ -70,12 +73,12 @@ def render(table: pd.DataFrame) -> Table:
         shown.add_section()
         for row in of_case.to_dict("records"):
             time = _time(row["time_ratio"], row["time_ratio_lo"], row["time_ratio_hi"])
-            shown.add_row(
-                row["bench"], row["case"], row["baseline"],
-                row["failed"] or time,
-                share(row), number(row["memory_ratio"], ".2f"), number(row["parity"], ".0e"),
+            cells = (
+                row["bench"], row["case"], row["baseline"], row["failed"] or time, share(row),
+                number(row["memory_ratio"], ".2f"), number(row["parity"], ".0e"),
                 str(row["rounds"] or ""), row["where"],
             )  # fmt: skip
+            shown.add_row(*map(escape, cells))
     return shown
 
 
