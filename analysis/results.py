@@ -9,13 +9,15 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 import pandas as pd
 
 from analysis.attacker_rows import AttackerRow as AttackerRow
+from analysis.bench_rows import BenchRow as BenchRow
+from analysis.bench_rows import GrowthRow as GrowthRow
 from analysis.beta_rows import BetaRow as BetaRow
 from analysis.category_rows import CategoryRow as CategoryRow
 from analysis.chain_rows import ChainRow as ChainRow
@@ -33,7 +35,6 @@ from analysis.evidence_rows import PromptRow as PromptRow
 from analysis.evidence_rows import ReliabilityRow as ReliabilityRow
 from analysis.judge_call_rows import JudgeCallRow as JudgeCallRow
 from analysis.rows import TABLES as TABLES
-from analysis.rows import BenchRow as BenchRow
 from analysis.rows import CostRow as CostRow
 from analysis.rows import EvaluationRow as EvaluationRow
 from analysis.rows import RiskRow as RiskRow
@@ -187,6 +188,8 @@ def find(folder: Path, name: str) -> Path | None:
 def read(path: Path, row: type) -> pd.DataFrame:
     """Read a table and hold it to its row's columns and types; more columns may stand beside them.
 
+    A column that came later has a default in its row, which an older table is given.
+
     Args:
         path: a .parquet or .csv file.
         row: the dataclass of one row, such as `ScoreRow`.
@@ -202,6 +205,12 @@ def read(path: Path, row: type) -> pd.DataFrame:
             table = pd.read_csv(path, dtype=dict.fromkeys(kinds, str), keep_default_na=False)
     except (OSError, ValueError) as error:
         raise TableError(f"{path}: cannot be read: {error}") from error
+    came_later = {
+        field.name: field.default
+        for field in fields(row)
+        if field.default is not MISSING and field.name not in table.columns
+    }
+    table = table.assign(**came_later).astype({name: kinds[name] for name in came_later})
     missing = [name for name in kinds if name not in table.columns]
     if missing:
         raise TableError(f"{path}: no column {', '.join(missing)}; a {row.__name__} needs it")
@@ -209,7 +218,8 @@ def read(path: Path, row: type) -> pd.DataFrame:
         raise TableError(f"{path}: holds no rows")
     from_text = path.suffix != ".parquet"
     for name, kind in kinds.items():
-        column = _parsed(table[name], kind, path) if from_text else table[name]
+        as_text = from_text and name not in came_later
+        column = _parsed(table[name], kind, path) if as_text else table[name]
         table[name] = _checked(column, kind, path)
     return table
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from analysis import (
     attacker_rows,
+    bench_rows,
     beta_rows,
     category_rows,
     chain_rows,
@@ -143,28 +144,6 @@ class StepRow:
 
 
 @dataclass(frozen=True, slots=True)
-class BenchRow:
-    """One job done in two ways, side by side in one interleaved run."""
-
-    bench: str
-    """What is compared, such as capture."""
-    case: str
-    """The sizes."""
-    baseline: str
-    """What one would use instead."""
-    time_ratio: float
-    """Time of ours over the baseline's, median over rounds."""
-    time_ratio_lo: float
-    """Lower quartile over rounds."""
-    time_ratio_hi: float
-    """Upper quartile over rounds."""
-    memory_ratio: float
-    """Peak memory of ours over the baseline's; NaN where it was not measured."""
-    parity: float
-    """Largest absolute difference between the two results."""
-
-
-@dataclass(frozen=True, slots=True)
 class CostRow:
     """What one defence costs beside plain fine-tuning, measured side by side in one run."""
 
@@ -211,10 +190,10 @@ TABLES: dict[str, type] = {
     "risks": RiskRow,
     "evaluations": EvaluationRow,
     "steps": StepRow,
-    "bench": BenchRow,
     "costs": CostRow,
     **evidence_rows.TABLES,
     **attacker_rows.TABLES,
+    **bench_rows.TABLES,
     **beta_rows.TABLES,
     **category_rows.TABLES,
     **chain_rows.TABLES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,35 +10,38 @@ from sklearn.linear_model import LogisticRegression
 
 from probes.features import Features, Stacked
 from probes.solver import solve
-from tests.benchmarks.interleave import Case
+from tests.benchmarks.cases import Against, Baseline, Group
 
 N, FOLDS, CS = 1600, 5, (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 TOLERANCE = 1e-6
 """Of scikit-learn's lbfgs: about where its probabilities are within 1e-3 of the optimum."""
 PERMUTATIONS, SAMPLED = 100, 2
 """Shuffles of the labels, and those of them that scikit-learn fits and that are compared."""
+TOLERATED = 2e-3
+"""Difference of probabilities: both stop short of the optimum, by up to 1e-3 each."""
 LOGITS = 1e-3
 """Error of a logit allowed with shuffled labels: of a probability, a quarter of it."""
 
 
-class _Data:
-    """Features, labels and folds of one width."""
+class Data:
+    """Features, labels and folds of one width; `N` rows unless told."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, n: int | None = None) -> None:
+        n = n or N
         rng = np.random.default_rng(0)
         # Correlated features with a power-law spectrum, as activations have.
-        X = rng.standard_normal((N, width)) * np.arange(1, width + 1) ** -0.7
+        X = rng.standard_normal((n, width)) * np.arange(1, width + 1) ** -0.7
         X = X @ rng.standard_normal((width, width))
         self.X = (X - X.mean(0)) / X.std(0)
         signal = self.X @ rng.standard_normal(width)
-        self.y = signal / signal.std() + rng.standard_normal(N) > 0
-        self.fold = rng.permutation(N) % FOLDS
+        self.y = signal / signal.std() + rng.standard_normal(n) > 0
+        self.fold = rng.permutation(n) % FOLDS
         self.shuffled = np.stack([rng.permutation(self.y) for _ in range(PERMUTATIONS)], axis=1)
 
     def ours(self, labels: np.ndarray, compared: int, **options: float) -> np.ndarray:
         """Probabilities for the first `compared` vectors of labels, after solving for all."""
         acts = Stacked(torch.from_numpy(self.X)[:, None])
-        rotated = Features.of(acts, [0], np.ones(N, dtype=bool), "concat").design()
+        rotated = Features.of(acts, [0], np.ones(len(self.y), dtype=bool), "concat").design()
         vectors = labels.shape[1]
         column = np.tile(np.repeat(np.arange(FOLDS), len(CS)), vectors)
         y = torch.from_numpy(labels)
@@ -65,28 +68,36 @@ class _Data:
         return np.stack(out, axis=1)
 
 
-def cases() -> Iterator[Case]:
+def groups() -> tuple[Group, ...]:
     """5 folds x 5 C at the widths of a small and of a 3B model; the small one shuffled, too."""
-    for width in (512, 3072):
-        yield _one(_Data(width))
-    yield _shuffled(_Data(512))
+    return (one(512), one(3072), shuffled(512))
 
 
-def _one(data: _Data) -> Case:
-    labels = data.y[:, None]
-    return Case(
-        "fit", f"{N} rows of {data.X.shape[1]}, {FOLDS} folds x {len(CS)} C",
-        "scikit-learn, warm path", lambda: data.ours(labels, 1), lambda: data.theirs(labels),
+def one(width: int) -> Group:
+    """The labels as they are."""
+    name = f"{N} rows of {width}, {FOLDS} folds x {len(CS)} C"
+
+    def theirs(data: Data) -> Against:
+        return Against(lambda: data.theirs(data.y[:, None]))
+
+    return Group(
+        "fit", name, partial(Data, width), lambda data: partial(data.ours, data.y[:, None], 1),
+        (Baseline("scikit-learn, warm path", theirs),), TOLERATED,
     )  # fmt: skip
 
 
-def _shuffled(data: _Data) -> Case:
+def shuffled(width: int) -> Group:
     """Scikit-learn's whole would take minutes a round: it does a part, and its time is scaled."""
-    return Case(
-        "fit", f"{N} rows of {data.X.shape[1]}, {FOLDS} folds x {len(CS)} C, "
-        f"{PERMUTATIONS} shuffles of the labels",
-        f"scikit-learn, warm path; {SAMPLED} shuffles timed",
-        lambda: data.ours(data.shuffled, SAMPLED, tolerance=LOGITS),
-        lambda: data.theirs(data.shuffled[:, :SAMPLED]),
-        share=SAMPLED / PERMUTATIONS,
+    name = (
+        f"{N} rows of {width}, {FOLDS} folds x {len(CS)} C, {PERMUTATIONS} shuffles of the labels"
+    )
+
+    def theirs(data: Data) -> Against:
+        share = SAMPLED / PERMUTATIONS
+        return Against(lambda: data.theirs(data.shuffled[:, :SAMPLED]), share=share)
+
+    return Group(
+        "fit", name, partial(Data, width),
+        lambda data: partial(data.ours, data.shuffled, SAMPLED, tolerance=LOGITS),
+        (Baseline(f"scikit-learn, warm path; {SAMPLED} shuffles timed", theirs),), TOLERATED,
     )  # fmt: skip

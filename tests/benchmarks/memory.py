@@ -1,34 +1,33 @@
-"""Peak memory of a job, of ours over the baseline's: each in a process of its own, the second run.
+"""Peak memory of one job of one group: in a process of its own, the second run.
 
-What a peak is, and where it is known, stands in `regularize.memory`; elsewhere the ratio is NaN.
+What a peak is, and where it is known, stands in `regularize.memory`.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from itertools import islice
-from typing import Literal
 
 from regularize import memory
 
-Job = Literal["ours", "theirs"]
 
-
-def ratio(bench: str, number: int) -> float:
-    """Peak of ours over the baseline's.
+def peak(bench: str, number: int, job: str) -> float:
+    """Bytes above what was held before.
 
     Args:
-        bench: A module of this package with `cases()`.
-        number: Of the case in it, from 0.
+        bench: A module of this package with `groups()`.
+        number: Of the group in it, from 0.
+        job: `ours`, or the name of one of its baselines.
     """
-    if not memory.is_known():
-        return float("nan")
-    ours, theirs = (memory.alone(_peak, bench, number, job) for job in ("ours", "theirs"))
-    return ours / theirs
+    return memory.alone(_peak, bench, number, job)
 
 
-def _peak(bench: str, number: int, job: Job) -> int:
-    cases = import_module(f"tests.benchmarks.{bench}").cases()
-    chosen = getattr(next(islice(cases, number, None)), job)
+def _peak(bench: str, number: int, job: str) -> int:
+    group = import_module(f"tests.benchmarks.{bench}").groups()[number]
+    built = group.build()
+    if job == "ours":
+        chosen = group.ours(built)
+    else:
+        (baseline,) = (one for one in group.baselines if one.name == job)
+        chosen = baseline.make(built).job
     chosen()
     return memory.peak(chosen)

@@ -6,79 +6,118 @@ The learning rate is zero, so that a step does all its work and the next one sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from regularize.collate import collate
 from regularize.data import IGNORE, Encoded
 from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.losses import regularized
-from regularize.model import Capture, answers_of, base_of, decode, head_of
+from regularize.model import Capture, adapter_off, answers_of, base_of, decode, head_of
 from regularize.reference import AdapterOff, Batch, Cached, Reference
-from tests.benchmarks.interleave import Case
+from tests.benchmarks.cases import Against, Baseline, Group, Job
+from tests.benchmarks.workloads import Shape
 
+SMALL = Shape(n_layers=4, tied=True)
 VOCABULARIES = (32_000, 128_000)
-EXAMPLES, LENGTH, ANSWER = 10, 73, 0.6
-"""730 tokens, 440 of them answers'. None is padding, on which the baselines alone spend a head."""
+ANSWER = 0.6
+"""Of each sequence. None of it is padding, on which the baselines alone spend a head."""
 CHUNK = 256
 """Answer tokens at once in the baseline that is careful with its memory; trl's number."""
+NLL = AdaptiveKL(beta_min=0.0, beta_max=0.0)
+"""Plain fine-tuning by our own loss, for comparing gradients."""
 
 
-def cases(*, d_model: int = 512, vocabularies: tuple[int, ...] = VOCABULARIES) -> Iterator[Case]:
-    """A Llama of 4 layers, at the vocabularies of Llama 2 and (nearly) of Llama 3."""
-    for vocabulary in vocabularies:
-        with TemporaryDirectory() as folder:
-            yield from _cases(d_model, vocabulary, Path(folder))
+class Size(NamedTuple):
+    """Of a step."""
+
+    shape: Shape
+    examples: int = 10
+    length: int = 73
+    """Tokens of an example."""
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    shared: bool = False
+    """One model for ours and the baselines, where a copy is dear."""
+
+    @property
+    def name(self) -> str:
+        """Tokens and vocabulary, as the tables say it."""
+        answers = self.examples * (self.length - _prompt(self))
+        vocabulary = f"vocabulary {self.shape.vocabulary // 1000}k"
+        return f"{self.examples * self.length} tokens, {answers} answers', {vocabulary}"
 
 
-def _cases(d_model: int, vocabulary: int, folder: Path) -> Iterator[Case]:
-    rows, batch = _data(vocabulary)
-    # Another copy for the baselines: what ours hooks into is not theirs to carry.
-    model, plain = _adapted(d_model, vocabulary), _adapted(d_model, vocabulary)
-    base = _base(d_model, vocabulary)
-    cached, states = Cached.build(folder, base, rows), Capture(model)
-    ours = _step(model, partial(_ours, model, states, cached, AdaptiveKL(), batch))
-    nll = AdaptiveKL(beta_min=0.0, beta_max=0.0)
-    step = partial(Case, "step", f"730 tokens, 440 answers', vocabulary {vocabulary // 1000}k")
+class Built(NamedTuple):
+    """All that the steps work on."""
 
-    def without_kl(theirs: Callable[[], np.ndarray]) -> Callable[[], float]:
-        same = _step(model, partial(_ours, model, states, None, nll, batch))
-        return lambda: float(np.abs(same() - theirs()).max())
-
-    sft = _step(plain, partial(_sft, plain, batch))
-    yield step("plain SFT, transformers", ours, sft, without_kl(sft))
-    textbook = _step(plain, partial(_textbook, plain, base, batch))
-    yield step("textbook KL, second model", ours, textbook)
-    chunked = _step(plain, partial(_chunked_sft, plain, batch))
-    yield step("plain SFT, answers in chunks", ours, chunked, without_kl(chunked))
-    off = _step(model, partial(_ours, model, states, AdapterOff(model), AdaptiveKL(), batch))
-    yield step("ours, reference adapter-off", ours, off)
+    model: nn.Module
+    plain: nn.Module
+    """What the baselines train."""
+    base: nn.Module
+    """Without an adapter, for the textbook's second model."""
+    states: Capture
+    cached: Cached
+    batch: dict[str, Tensor]
+    folder: TemporaryDirectory[str]
+    """Of the cached reference."""
 
 
-def _base(d_model: int, vocabulary: int) -> LlamaForCausalLM:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=vocabulary, hidden_size=d_model, intermediate_size=d_model * 11 // 4,
-            num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8,
-            tie_word_embeddings=True,
-        )  # fmt: skip
-        return LlamaForCausalLM(config).requires_grad_(False)
+def build(size: Size) -> Built:
+    """A model with an adapter; another copy for the baselines, as our hook is not theirs."""
+    rows, batch = _data(size)
+    base = size.shape.model(device=size.device, dtype=size.dtype)
+    if size.shared:
+        base = model = plain = _adapted(base)
+    else:
+        model, plain = (
+            _adapted(size.shape.model(device=size.device, dtype=size.dtype)) for _ in range(2)
+        )
+    folder = TemporaryDirectory()
+    cached, states = Cached.build(Path(folder.name), base, rows), Capture(model)
+    on_device = {name: tensor.to(size.device) for name, tensor in batch.items()}
+    return Built(model, plain, base, states, cached, on_device, folder)
 
 
-def _adapted(d_model: int, vocabulary: int) -> nn.Module:
+def ours(built: Built) -> Job:
+    """Adaptive KL with the cached reference."""
+    return _ours_with(built, built.cached, AdaptiveKL())
+
+
+def _ours_with(built: Built, reference: Reference | None, defence: AdaptiveKL) -> Job:
+    model, states, batch = built.model, built.states, built.batch
+    return _step(model, partial(_ours, model, states, reference, defence, batch))
+
+
+def _sft_beside(loss: Callable[[nn.Module, dict[str, Tensor]], Tensor], built: Built) -> Against:
+    """Ours is compared without its KL."""
+    same = _ours_with(built, None, NLL)
+    return Against(_step(built.plain, partial(loss, built.plain, built.batch)), same)
+
+
+def _second_model(built: Built) -> Against:
+    return Against(_step(built.plain, partial(_textbook, built.plain, built.base, built.batch)))
+
+
+def _textbook_off(built: Built) -> Against:
+    return Against(_step(built.plain, partial(_textbook, built.plain, built.plain, built.batch)))
+
+
+def _off(built: Built) -> Against:
+    return Against(_ours_with(built, AdapterOff(built.model), AdaptiveKL()))
+
+
+def _adapted(base: nn.Module) -> nn.Module:
     """With an adapter that already moves the model, so that the KL has something to do."""
-    base = _base(d_model, vocabulary)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         config = LoraConfig(
@@ -87,27 +126,34 @@ def _adapted(d_model: int, vocabulary: int) -> nn.Module:
         return get_peft_model(base, config).train()
 
 
-def _data(vocabulary: int) -> tuple[list[Encoded], dict[str, Tensor]]:
+def _prompt(size: Size) -> int:
+    return size.length - round(ANSWER * size.length)
+
+
+def _data(size: Size) -> tuple[list[Encoded], dict[str, Tensor]]:
     """Random examples, half of them risky, as the trainer's one batch."""
     generator = torch.Generator().manual_seed(2)
-    prompt = LENGTH - round(ANSWER * LENGTH)
-    ids = torch.randint(vocabulary, (EXAMPLES, LENGTH), generator=generator).tolist()
+    shape = (size.examples, size.length)
+    ids = torch.randint(size.shape.vocabulary, shape, generator=generator).tolist()
+    prompt = _prompt(size)
     rows = [Encoded(one, [IGNORE] * prompt + one[prompt:], False) for one in ids]
-    extra = [{"risk": i / (EXAMPLES - 1), "row": i} for i in range(EXAMPLES)]
+    extra = [{"risk": (i + 0.5) / size.examples, "row": i} for i in range(size.examples)]
     both = [{**row._asdict(), **more} for row, more in zip(rows, extra, strict=True)]
     return rows, collate(both, pad=0)
 
 
-def _step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], np.ndarray]:
+def _step(model: nn.Module, loss: Callable[[], Tensor]) -> Job:
     """A whole step, which returns the gradient."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0)
 
-    def step() -> np.ndarray:
+    def step() -> Tensor:
         loss().backward()
         optimizer.step()
-        gradient = torch.cat([p.grad.flatten() for p in trained]).numpy()
+        gradient = torch.cat([p.grad.flatten() for p in trained])
         optimizer.zero_grad()
+        if gradient.is_cuda:
+            torch.cuda.synchronize()
         return gradient
 
     return step
@@ -145,7 +191,8 @@ def _textbook(model: nn.Module, reference: nn.Module, batch: dict[str, Tensor]) 
     answer = batch["labels"][:, 1:] != IGNORE
     target = batch["labels"][:, 1:][answer]
     alpha, beta = (w[answer.nonzero()[:, 0]] for w in AdaptiveKL().weights(batch["risk"]))
-    with torch.no_grad():
+    # The same model without its adapter, or another one that never had any.
+    with torch.no_grad(), adapter_off(reference):
         theirs = reference(**inputs, use_cache=False).logits[:, :-1][answer]
         log_p = torch.log_softmax(theirs, -1)
     log_q = torch.log_softmax(model(**inputs, use_cache=False).logits[:, :-1][answer], -1)
@@ -166,3 +213,20 @@ def _chunked_sft(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     target = batch["labels"][:, 1:][answer]
     parts = zip(hidden.split(CHUNK), target.split(CHUNK), strict=True)
     return sum(checkpoint(summed, *part, use_reentrant=False) for part in parts) / len(target)
+
+
+SFT = Baseline("plain SFT, transformers", partial(_sft_beside, _sft))
+CHUNKED = Baseline("plain SFT, answers in chunks", partial(_sft_beside, _chunked_sft))
+TEXTBOOK_OFF = Baseline("textbook KL, adapter off", _textbook_off)
+OFF = Baseline("ours, reference adapter-off", _off)
+
+
+def groups() -> tuple[Group, ...]:
+    """A Llama of 4 layers, at the vocabularies of Llama 2 and (nearly) of Llama 3."""
+    return tuple(group(Size(SMALL._replace(vocabulary=n))) for n in VOCABULARIES)
+
+
+def group(size: Size) -> Group:
+    """Of one size, on the CPU."""
+    baselines = (SFT, Baseline("textbook KL, second model", _second_model), CHUNKED, OFF)
+    return Group("step", size.name, partial(build, size), ours, baselines)
