@@ -28,7 +28,7 @@ from probes.tail import OUTPUT, tail
 Rows = dict[Site, Float[Tensor, "batch *position d_model"]]
 
 # Tokens that fill a CPU: of larger passes the intermediates leave its cache.
-ENOUGH = 1024
+ENOUGH = 768
 
 
 class _Enough(Exception):
