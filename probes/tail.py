@@ -14,8 +14,8 @@ from probes.blocks import SANDWICH_NORM, taps
 from probes.hooks import ORDER, HookPoint
 
 Tail = Callable[
-    [Float[Tensor, "token d_model"], Float[Tensor, "token d_heads"]],
-    dict[HookPoint, Float[Tensor, "token d_model"]],
+    [Float[Tensor, "1 token d_model"], Float[Tensor, "1 token d_heads"]],
+    dict[HookPoint, Float[Tensor, "1 token d_model"]],
 ]
 OUTPUT = "self_attn.o_proj"
 
@@ -62,7 +62,7 @@ def offloaded(block: nn.Module) -> bool:
     ) or any(weight.is_meta for weight in block.parameters())
 
 
-def gap(found: Float[Tensor, "token d_model"], wanted: Float[Tensor, "token d_model"]) -> float:
+def gap(found: Float[Tensor, "*token d_model"], wanted: Float[Tensor, "*token d_model"]) -> float:
     """Largest distance of two activations of a token, as a share of the second's length."""
     found, wanted = found.double(), wanted.double().to(found.device)
     return float(torch.nan_to_num((found - wanted).norm(dim=-1) / wanted.norm(dim=-1), 1e9).max())

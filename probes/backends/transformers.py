@@ -28,7 +28,7 @@ from probes.tail import OUTPUT, tail
 Rows = dict[Site, Float[Tensor, "batch *position d_model"]]
 
 # Tokens that fill a CPU: of larger passes the intermediates leave its cache.
-ENOUGH = 1024
+ENOUGH = 768
 
 
 class _Enough(Exception):
@@ -240,14 +240,14 @@ def _end(
     def finish(_module: nn.Module, args: tuple[Any, ...]) -> None:
         if not inputs:  # called by itself, below
             return
-        pre, heads = inputs.pop()[0], args[0][0]
+        pre, heads = inputs.pop(), args[0]
         found: dict[Site, list[Tensor]] = {site: [] for site in sites}
         for column in wanted.columns:
             kept, among = column.alone()
             kept = kept.to(pre.device)
-            points = rest(pre[kept], heads[kept])
+            points = rest(pre[:, kept], heads[:, kept])
             for site in sites:
-                found[site].append(among.read(points[site.point]))
+                found[site].append(among.read(points[site.point][0]))
         for site in sites:
             rows[site] = wanted.together(found[site])
         raise _Enough
