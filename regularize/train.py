@@ -256,5 +256,9 @@ if __name__ == "__main__":
     from probes.commands import run
 
     sys.exit(
-        run(main, tyro.cli(TrainConfig, prog="python -m regularize.train", description=__doc__))
+        run(
+            main,
+            tyro.cli(TrainConfig, prog="python -m regularize.train", description=__doc__),
+            several=True,
+        )
     )
