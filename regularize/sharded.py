@@ -5,6 +5,8 @@ What is looked at, and why, is in `regularize.sharding`.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
@@ -56,3 +58,16 @@ class ShardedTrainer(Trainer):
         state = sharding.whole_state(self.model)
         if self.args.should_save:
             self._save(output_dir, state_dict=state)
+
+    def gathered(self) -> dict[str, Tensor] | None:
+        """The trained weights of a sharded model; None of one that every process has."""
+        return sharding.whole_state(self.model) if self.sharded else None
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        """Of a sharded model each process reads the file, and keeps its pieces."""
+        if self.sharded:
+            sharding.load_whole_state(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)

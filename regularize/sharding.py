@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
     from transformers import TrainingArguments
 
+FSDP_MODEL_NAME = "pytorch_model_fsdp"
+"""accelerate's name for a file of trained weights."""
 OPTIONS: dict[str, Any] = {"version": 2, "reshard_after_forward": True}
 """`TrainingArguments.fsdp_config` of `--fsdp`: blocks are whole while they run, and no longer."""
 START = {torch.float32: 1e-4, torch.bfloat16: 0.05}
@@ -41,7 +44,12 @@ MOVES = (0.01, 0.1, 1.0)
 
 def asked(args: TrainingArguments) -> bool:
     """Whether the arguments, or `accelerate launch`, ask for FSDP."""
-    return bool(args.fsdp) or _environment("ACCELERATE_USE_FSDP")
+    return bool(args.fsdp) or launched()
+
+
+def launched() -> bool:
+    """Whether `accelerate launch` asks for FSDP."""
+    return _environment("ACCELERATE_USE_FSDP")
 
 
 def refuse(args: TrainingArguments, defence: Defence) -> None:
@@ -198,6 +206,27 @@ def whole_state(model: Any) -> dict[str, Tensor]:
     adapter = any(not one.requires_grad for one in model.parameters())
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapter)
     return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+
+
+def load_whole_state(model: Any, checkpoint: Path) -> None:
+    """The trained weights out of a checkpoint. Not by broadcast: of a part of the weights it hangs.
+
+    Raises:
+        InputError: The checkpoint is none of a sharded run's.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    path = checkpoint / f"{FSDP_MODEL_NAME}.bin"
+    if not path.is_file():
+        raise InputError(
+            f"{checkpoint} has no {path.name}: it was begun without FSDP. Go on without it, or "
+            "delete the run's checkpoints to begin anew"
+        )
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    trained = {name for name, one in model.named_parameters() if one.requires_grad}
+    if lacking := sorted(trained - state.keys()):
+        raise InputError(f"{path} is of another adapter: it has no {lacking[0]}")
+    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
 def _environment(name: str) -> bool:

@@ -17,9 +17,12 @@ from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import set_seed
 
 from probes.errors import InputError
+from regularize.critics.column import ColumnCritic
 from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.defences.none import SFT
+from regularize.fine_tuning import fine_tune
 from regularize.sharding import OPTIONS, whole_state
+from regularize.train import TrainConfig
 from tests.regularize.training import trained, trainer
 
 CASES: dict[str, dict[str, Any]] = {
@@ -33,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
         "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
     },
     "clipped": {"args": {"max_grad_norm": 0.05}},
+    "recomputed": {"args": {"gradient_checkpointing": True}},
 }
 """Each step is of four rows, over all processes."""
 LOGGED = ("loss", "nll", "kl", "risk", "beta", "grad_norm")
@@ -66,7 +70,6 @@ def resumed(folder: Path) -> dict[str, Tensor]:
     set_seed(1)
     again = trainer(folder / "resumed", args=args | {"optim": "adamw_torch"})
     again.train(resume_from_checkpoint=str(kept))
-    assert again.state.log_history[0]["step"] == 1
     return whole_state(again.model)
 
 
@@ -105,11 +108,27 @@ def refused(folder: Path) -> dict[str, str]:
 
     attempt("adapter left on", leave_on, reference="adapter-off")
     rows = [{"messages": [{"role": "user", "content": "say"},
-                          {"role": "assistant", "content": f"{i} abc {'xyz'[i % 3]}"}],
+                          {"role": "assistant", "content": f"{'abcdefghijkl'[i]} {'xyz'[i % 3]}"}],
              "risk": 0.5} for i in range(12)]  # fmt: skip
     attempt("other rows", other_rows, rows=rows)
     attempt("copies", copies)
     return said
+
+
+def command(folder: Path, *, full: bool, **options: Any) -> TrainConfig:
+    """A run of the command on a tiny model, the one of `tests.regularize.training`."""
+    return TrainConfig(
+        model=str(folder / "model"),
+        data=str(folder / "rows.jsonl"),
+        out=folder / f"ft-{'full' if full else 'lora'}",
+        critic=ColumnCritic(),
+        cache=folder / "cache",
+        epochs=1,
+        batch_size=2,
+        learning_rate=1e-2,
+        full=full,
+        **options,
+    )
 
 
 def main(folder: Path) -> None:
@@ -119,6 +138,8 @@ def main(folder: Path) -> None:
         end, log = end_of(name, folder, processes=processes)
         if rank == 0:
             save_file(end, folder / f"{name}.safetensors", {"log": json.dumps(log)})
+    for full in (False, True):
+        fine_tune(command(folder, full=full, fsdp=True))
     end = resumed(folder)
     said = refused(folder)
     if rank == 0:
