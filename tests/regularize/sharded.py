@@ -60,17 +60,18 @@ def end_of(name: str, folder: Path, *, processes: int = 1) -> tuple[dict[str, Te
     return whole_state(one.model), log
 
 
-def resumed(folder: Path) -> dict[str, Tensor]:
-    """A run of two parts; the second goes on from the first's checkpoint."""
+def resumed(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Where a run ends, and where one does that goes on from the middle of it."""
     args = {"per_device_train_batch_size": 2, "fsdp": True, "fsdp_config": dict(OPTIONS),
             "save_strategy": "steps", "save_steps": 3}  # fmt: skip
     set_seed(0)
-    trainer(folder / "resumed", args=args | {"optim": "adamw_torch"}).train()
+    first = trainer(folder / "resumed", args=args | {"optim": "adamw_torch"})
+    first.train()
     kept = folder / "resumed" / "out" / "checkpoint-3"
     set_seed(1)
     again = trainer(folder / "resumed", args=args | {"optim": "adamw_torch"})
     again.train(resume_from_checkpoint=str(kept))
-    return whole_state(again.model)
+    return whole_state(first.model), whole_state(again.model)
 
 
 def refused(folder: Path) -> dict[str, str]:
@@ -140,10 +141,11 @@ def main(folder: Path) -> None:
             save_file(end, folder / f"{name}.safetensors", {"log": json.dumps(log)})
     for full in (False, True):
         fine_tune(command(folder, full=full, fsdp=True))
-    end = resumed(folder)
+    ends = resumed(folder)
     said = refused(folder)
     if rank == 0:
-        save_file(end, folder / "resumed.safetensors")
+        for name, end in zip(("undisturbed", "resumed"), ends, strict=True):
+            save_file(end, folder / f"{name}.safetensors")
         (folder / "refused.json").write_text(json.dumps(said))
     torch.distributed.destroy_process_group()
     (folder / f"rank-{rank}").touch()

@@ -15,7 +15,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from transformers.trainer_utils import set_seed
 
 from probes import models
 from probes.errors import InputError
@@ -28,7 +27,7 @@ from regularize.fine_tuning import fine_tune
 from regularize.train import TrainConfig
 from tests.conftest import make_tokenizer
 from tests.regularize.sharded import CASES, command, end_of
-from tests.regularize.training import ROWS, adapted, distance, tiny, trained, trainer
+from tests.regularize.training import ROWS, adapted, distance, tiny, trained
 
 SAME = 2e-5
 ROOT = Path(__file__).parents[2]
@@ -72,7 +71,7 @@ def test_two_sharded_processes_end_where_one_whole_one_does(
         assert ours == pytest.approx(wanted, rel=1e-4, abs=1e-5)
     if CASES[name].get("defence") is None:
         kl = [entry["kl"] for entry in logged_by_two if "kl" in entry]
-        assert abs(kl[0]) < 1e-6 < 1e-2 < kl[-1]
+        assert abs(kl[0]) < 1e-6 < 1e-3 < kl[-1]
 
 
 def test_the_comparison_tells_trainings_apart(folder: Path) -> None:
@@ -82,13 +81,9 @@ def test_the_comparison_tells_trainings_apart(folder: Path) -> None:
         assert all(distance(end, other) > 50 * SAME for other in ends[:i])
 
 
-def test_a_resumed_run_ends_where_an_undisturbed_one_does(folder: Path, tmp_path: Path) -> None:
-    set_seed(0)
-    one = trainer(tmp_path, args={"optim": "adamw_torch"})
-    one.train()
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(folder: Path) -> None:
     resumed = load_file(folder / "resumed.safetensors")
-    # Adam divides by the root of squares, which are tiny where gradients are rounding.
-    assert distance(resumed, trained(one.model)) < 1e-3
+    assert distance(resumed, load_file(folder / "undisturbed.safetensors")) == 0
     checkpoint = load_file(
         folder / "resumed" / "out" / "checkpoint-3" / "adapter_model.safetensors"
     )
@@ -159,6 +154,17 @@ def test_defences_that_look_between_the_steps_are_refused(defence: Any) -> None:
     with pytest.raises(InputError, match="looks at the model between the steps"):
         sharding.refuse(Arguments(), defence)  # type: ignore[arg-type]
     sharding.refuse(Arguments(), AdaptiveKL())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("by", ["arguments", "accelerate launch"])
+def test_deepspeed_is_refused(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Arguments:
+        deepspeed, fsdp = "zero3.json" if by == "arguments" else None, None
+
+    if by != "arguments":
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(InputError, match="DeepSpeed takes the head apart"):
+        sharding.refuse(Arguments(), AdaptiveKL())  # type: ignore[arg-type]
 
 
 def test_a_reference_that_stays_passes_and_weights_are_put_back() -> None:
