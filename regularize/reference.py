@@ -71,8 +71,16 @@ class Reference(ABC):
 class AdapterOff(Reference):
     """The model without its adapter."""
 
-    def __init__(self, model: nn.Module, states: Capture) -> None:
-        """Say how the model is run: as the policy is, through all that wraps or shards it."""
+    def __init__(self, model: nn.Module, states: Capture | None = None) -> None:
+        """Say how the model is run.
+
+        Args:
+            model: With its adapter.
+            states: What runs it as the policy is run, through all that shards it.
+
+        Raises:
+            InputError: There is no adapter, or more than it was trained.
+        """
         if not hasattr(model, "disable_adapter"):
             raise InputError(
                 "--reference adapter-off needs an adapter to switch off; with full fine-tuning "
@@ -84,7 +92,7 @@ class AdapterOff(Reference):
                 "--reference adapter-off: this adapter trains biases of the model itself, which "
                 "stay when it is switched off; choose cached or copy, or train no biases"
             )
-        self._model, self._states = model, states
+        self._model, self._states = model, states or Capture(model)
 
     @torch.no_grad()
     def at(self, batch: Batch) -> Hidden:

@@ -111,6 +111,29 @@ def test_the_commands_adapter_is_whole_and_loads(folder: Path, tmp_path: Path) -
     assert distance(ours, loaded) == 0
 
 
+def test_accelerate_launch_shards_as_well(folder: Path, tmp_path: Path) -> None:
+    asked = ["--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--use_fsdp",
+             "--dynamo_backend=no", "--fsdp_version=2", "--fsdp_state_dict_type=FULL_STATE_DICT",
+             "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP", "--main_process_port=0"]  # fmt: skip
+    config = command(folder, full=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *asked, "-m", "regularize.train",
+         "--model", config.model, "--data", str(config.data), "--out", str(tmp_path / "ft"),
+         "--cache", str(tmp_path / "cache"), "--epochs", "1", "--batch-size", "2",
+         "--learning-rate", str(config.learning_rate), "--reference", "adapter-off",
+         "critic:column"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours = load_file(tmp_path / "ft" / "adapter_model.safetensors")
+    # A model that is not sharded would have been refused; and the reference is the other kind.
+    assert distance(ours, load_file(config.out / "adapter_model.safetensors")) < 1e-4
+
+
 def test_the_commands_whole_model_is_whole_and_loads(folder: Path, tmp_path: Path) -> None:
     config = command(folder, full=True)
     model = AutoModelForCausalLM.from_pretrained(config.out)
