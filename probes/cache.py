@@ -23,7 +23,7 @@ from torch import Tensor
 
 from probes.backends import Backend
 from probes.errors import InputError
-from probes.filling import fill
+from probes.filling import fill, pieces
 from probes.hooks import EMBEDDING, LAST, HookPoint, Position, Site
 from probes.index import read_index, write_index
 from probes.manifest import Manifest, cache_folder
@@ -35,6 +35,7 @@ from probes.shards import (
     CacheError,
     Shards,
     make_folder,
+    seen,
     write_atomically,
 )
 
@@ -137,6 +138,21 @@ class ActivationCache:
             CacheError: As in `build`.
             InputError: If a prompt lacks a position, or the manifests differ in more than that.
         """
+        caches = cls.begin(folders, chat, prompts)
+        shards = [cache.shards for cache in caches]
+        fill(pieces(shards, prompts.prompts), chat, backend, progress)
+        return caches
+
+    @classmethod
+    def begin(
+        cls, folders: Mapping[Path, Manifest], chat: ChatModel, prompts: PromptSet
+    ) -> "list[ActivationCache]":
+        """All of `build_each` but the shards: folders, manifests, indices, and what is there read.
+
+        Raises:
+            CacheError: As in `build`.
+            InputError: As in `build_each`.
+        """
         caches = [cls(folder, manifest) for folder, manifest in folders.items()]
         if len({replace(manifest, position=LAST).hash for manifest in folders.values()}) != 1:
             raise InputError("caches that are built together may differ in their position alone")
@@ -146,7 +162,24 @@ class ActivationCache:
             if not (cache.directory / INDEX).exists():
                 write_index(cache.directory, cache.manifest, chat.tokenizer, prompts.prompts)
             cache._check()
-        fill([cache.shards for cache in caches], chat, prompts.prompts, backend, progress)
+        return caches
+
+    @classmethod
+    def begun(cls, folders: Mapping[Path, Manifest]) -> "list[ActivationCache]":
+        """What another process has begun just now, to fill a part of it.
+
+        Raises:
+            CacheError: It is not to be seen from here.
+        """
+        caches = [cls(folder, manifest) for folder, manifest in folders.items()]
+        for cache in caches:
+            if not seen(cache.directory / INDEX):
+                raise CacheError(
+                    f"{cache.directory}: this process does not see the cache that the first one "
+                    "has begun. --cache must lie on a disk that all machines share, and all must "
+                    "have the same weights, tokenizer and releases of the libraries"
+                )
+            cache._claim()
         return caches
 
     @classmethod

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from probes.errors import InputError
+from probes.ranks import started
 
 Config = TypeVar("Config")
 
@@ -50,9 +51,17 @@ def commit() -> str | None:
     return found[-1]
 
 
-def run(command: Callable[[Config], object], config: Config) -> int:
-    """Run a command and return its exit code: 0, 2 for an InputError, 130 for Ctrl-C."""
+def run(command: Callable[[Config], object], config: Config, *, several: bool = False) -> int:
+    """Run a command and return its exit code: 0, 2 for an InputError, 130 for Ctrl-C.
+
+    Args:
+        command: What to run.
+        config: Its command line.
+        several: Whether `torchrun` may start it, as several processes that share its work.
+    """
     try:
+        if not several:
+            _alone()
         command(config)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -61,3 +70,12 @@ def run(command: Callable[[Config], object], config: Config) -> int:
         sys.stderr.write("stopped; what was finished is kept, and the same command goes on\n")
         return 130
     return 0
+
+
+def _alone() -> None:
+    """Refuse to do the same work several times over, into the same files."""
+    if (processes := started()) > 1:
+        raise InputError(
+            f"this command does its work in one process, and {processes} were started: start it "
+            "without torchrun. Only probes.layer_sweep and regularize.train share theirs"
+        )

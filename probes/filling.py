@@ -1,6 +1,12 @@
-"""Filling caches: one run of the model over the prompts for all positions that lack a shard."""
+"""Filling caches: one run of the model over the prompts for all positions that lack a shard.
+
+While the model reads a shard, a thread beside it renders the next one and writes the last one: one
+thread, so that at most one shard waits to be written.
+"""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,81 +16,143 @@ from probes.backends import Backend
 from probes.capture import capture_rows, capture_spans, pad_id
 from probes.hooks import LAST
 from probes.models import ChatModel, render
-from probes.positions import Locator
+from probes.positions import Locator, Span
 from probes.prompts import Prompt
+from probes.rendering import Rendered
 from probes.shards import Shards
 
 
-def fill(
-    caches: Sequence[Shards],
-    chat: ChatModel,
-    prompts: Sequence[Prompt],
-    backend: Backend,
-    progress: bool,
-) -> None:
-    """Compute the missing shards.
+class Piece(NamedTuple):
+    """One shard of a prompt set, in each of its caches: what one process does at a time."""
+
+    caches: Sequence[Shards]
+    """Their manifests differ in their position alone."""
+    prompts: Sequence[Prompt]
+    """The whole set."""
+    shard: int
+
+    @property
+    def chunk(self) -> Sequence[Prompt]:
+        """The prompts of the shard."""
+        return self.prompts[self.caches[0].manifest.rows(self.shard)]
+
+    @property
+    def lacking(self) -> list[Shards]:
+        """The caches that do not have it yet."""
+        return [cache for cache in self.caches if not cache.path(self.shard).exists()]
+
+
+def pieces(caches: Sequence[Shards], prompts: Sequence[Prompt]) -> list[Piece]:
+    """All shards of a prompt set."""
+    return [Piece(caches, prompts, shard) for shard in range(caches[0].manifest.n_shards)]
+
+
+def fill(pieces: Sequence[Piece], chat: ChatModel, backend: Backend, progress: bool) -> list[Piece]:
+    """Compute those of some shards that are missing.
 
     Args:
-        caches: Where they go: caches whose manifests differ in their position alone.
+        pieces: Shards of any number of prompt sets, of one model's activations.
         chat: The model and its tokenizer.
-        prompts: What it reads; rendered a shard at a time, and not kept.
         backend: What runs the model.
         progress: Whether to show a bar over the prompts, with the time left.
+
+    Returns:
+        What was missing, and is there now.
 
     Raises:
         InputError: If a prompt lacks a position.
         CacheError: If a shard cannot be written. Those that are there are kept.
     """
-    every = caches[0].manifest
-    missing = sorted({shard for cache in caches for shard in cache.missing()})
+    missing = [piece for piece in pieces if piece.lacking]
     if not missing:
-        return
+        return []
     locator = Locator(chat.tokenizer)
-    there = every.n_prompts - sum(len(prompts[every.rows(shard)]) for shard in missing)
-    with tqdm(
-        total=every.n_prompts,
-        initial=there,
-        desc=f"{every.model}: activations",
-        unit="prompt",
-        disable=not progress,
-    ) as bar:
-        for shard in missing:
-            chunk = prompts[every.rows(shard)]
+    total = sum(len(piece.chunk) for piece in pieces)
+    there = total - sum(len(piece.chunk) for piece in missing)
+    with (
+        tqdm(
+            total=total,
+            initial=there,
+            desc=f"{chat.name}: activations",
+            unit="prompt",
+            disable=not progress,
+        ) as bar,
+        ThreadPoolExecutor(1, thread_name_prefix="shards") as beside,
+    ):
+        ready, written = beside.submit(_asked, missing[0], locator), None
+        for piece, after in zip(missing, [*missing[1:], None], strict=True):
+            asked = ready.result()
+            if after is not None:
+                ready = beside.submit(_asked, after, locator)
             # Another build of these caches may have been faster.
-            lacking = [cache for cache in caches if not cache.path(shard).exists()]
-            if not lacking:
-                bar.update(len(chunk))
-                continue
-            captured = _captured(lacking, chunk, locator, backend, bar.update)
-            for cache in lacking:
-                # Handed over, not kept: `write` frees it before it encodes its own copy.
-                cache.write(shard, captured.pop(0))
+            if lacking := piece.lacking:
+                captured = _captured(lacking, asked, backend, pad_id(chat.tokenizer), bar.update)
+                _finish(written)
+                written = beside.submit(_write, lacking, piece.shard, captured)
+                del captured  # handed over, not kept
+            else:
+                bar.update(len(piece.chunk))
+        _finish(written)
+    return missing
+
+
+class _Asked(NamedTuple):
+    """What the model is to read of a shard."""
+
+    rows: list[Rendered]
+    spans: dict[str, list[Span]]
+    """Of each position the tokens of each prompt; not of the last input token."""
+
+
+def _asked(piece: Piece, locator: Locator) -> _Asked:
+    """Render a shard's prompts, and find the positions that its caches lack."""
+    chunk, lacking = piece.chunk, piece.lacking
+    limit = piece.caches[0].manifest.max_length
+    rows = [render(locator.tokenizer, one.messages, max_length=limit) for one in chunk]
+    positions = [cache.manifest.position for cache in lacking]
+    if not lacking or positions == [LAST]:
+        return _Asked(rows, {})
+    found = [
+        locator.spans(one.messages, row, positions) for one, row in zip(chunk, rows, strict=True)
+    ]
+    return _Asked(rows, dict(zip(positions, map(list, zip(*found, strict=True)), strict=True)))
 
 
 def _captured(
     caches: Sequence[Shards],
-    prompts: Sequence[Prompt],
-    locator: Locator,
+    asked: _Asked,
     backend: Backend,
+    pad: int,
     on_batch: Callable[[int], None],
 ) -> list[Float[Tensor, "prompt site d_model"]]:
     """A shard of each cache, from one run of the model."""
-    every = caches[0].manifest
-    tokenizer = locator.tokenizer
-    rows = [render(tokenizer, one.messages, max_length=every.max_length) for one in prompts]
-    pad, budget = pad_id(tokenizer), every.token_budget
+    every, budget = caches[0].manifest, caches[0].manifest.token_budget
     positions = [cache.manifest.position for cache in caches]
     if positions == [LAST]:
         return [
             capture_rows(
-                backend, rows, every.sites, pad_id=pad, token_budget=budget, on_batch=on_batch
+                backend, asked.rows, every.sites, pad_id=pad, token_budget=budget, on_batch=on_batch
             )
         ]
-    spans = [
-        locator.spans(one.messages, row, positions) for one, row in zip(prompts, rows, strict=True)
-    ]
+    spans = list(zip(*(asked.spans[position] for position in positions), strict=True))
     return list(
         capture_spans(
-            backend, rows, spans, every.sites, pad_id=pad, token_budget=budget, on_batch=on_batch
+            backend, asked.rows, spans, every.sites, pad_id=pad, token_budget=budget,
+            on_batch=on_batch,
         )
-    )
+    )  # fmt: skip
+
+
+def _write(
+    caches: Sequence[Shards], shard: int, captured: list[Float[Tensor, "prompt site d_model"]]
+) -> None:
+    """A shard of each cache to the disk."""
+    for cache in caches:
+        # Handed over, not kept: `write` frees it before it encodes its own copy.
+        cache.write(shard, captured.pop(0))
+
+
+def _finish(writing: Future[None] | None) -> None:
+    """Wait until a shard is on the disk; raises what went wrong."""
+    if writing is not None:
+        writing.result()

@@ -9,6 +9,7 @@ Run as:
     python -m probes.layer_sweep
     python -m probes.layer_sweep --models Qwen/Qwen2.5-3B-Instruct --train xstest
     python -m probes.layer_sweep --models ./my-model --train mine.jsonl --held-out theirs.csv
+    torchrun --nproc-per-node 4 -m probes.layer_sweep --models ./my-model --train mine.jsonl
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from probes.errors import InputError
 from probes.hooks import LAST, HookPoint, Position
+from probes.ranks import ALONE, Ranks, joined
 
 if TYPE_CHECKING:  # What --help does not need is imported late.
     from rich.console import Console
@@ -155,19 +157,24 @@ class SweepConfig:
         return all(spec.startswith("miniature/") for spec in self.models)
 
 
-def main(config: SweepConfig) -> None:
+def main(config: SweepConfig, ranks: Ranks = ALONE) -> None:
     """Sweep all models; write and draw what comes out.
+
+    Args:
+        config: What to do.
+        ranks: The processes that capture activations together. All else is the first one's.
 
     Raises:
         InputError: Something given cannot be used. What was finished is kept, and reused next time.
     """
     config.check()
-    trains, held_outs, tables = _prompt_sets(config)
+    with ranks.first_goes_first():
+        trains, held_outs, tables = _prompt_sets(config, say=ranks.first)
 
     from rich.console import Console
 
     from probes.folds import Folds
-    from probes.model_sweep import sweep_model
+    from probes.model_sweep import capture_model, sweep_model
     from probes.tasks import tasks
 
     planned = list(
@@ -182,16 +189,39 @@ def main(config: SweepConfig) -> None:
     for task in planned:  # refuses too few groups, before a model is loaded
         Folds.of(task.train.labels, task.train.groups, folds=config.folds, seed=config.seed)
 
+    # Together all models first, so that no process waits for the fits, which are the first one's.
+    together = {
+        spec: capture_model(spec, config, planned, ranks)
+        for spec in config.models
+        if ranks.size > 1
+    }
+    if not ranks.first:
+        return
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     words: dict[str, list[Judged]] = {}
     for number, spec in enumerate(config.models, start=1):
         console.print(f"[bold]{spec}[/bold] ({number} of {len(config.models)})")
-        for name, rows in sweep_model(spec, config, planned, words, console).items():
+        caches = together.get(spec) or capture_model(spec, config, planned)
+        for name, rows in sweep_model(spec, config, planned, caches, words, console).items():
             tables.setdefault(name, []).extend(rows)
     _report(tables, config, console)
 
 
-def _prompt_sets(config: SweepConfig) -> tuple[list[PromptSet], list[PromptSet], Tables]:
+def by_all(config: SweepConfig) -> None:
+    """The sweep by all processes that `torchrun` has started; each says which shards it wrote."""
+    import logging
+
+    with joined() as ranks:
+        if ranks.size > 1:
+            told = logging.getLogger("probes.reading")
+            told.addHandler(logging.StreamHandler())
+            told.setLevel(logging.INFO)
+        main(config, ranks)
+
+
+def _prompt_sets(
+    config: SweepConfig, *, say: bool = True
+) -> tuple[list[PromptSet], list[PromptSet], Tables]:
     """The train sets and the held-out sets, read and checked, and what is told of their prompts.
 
     Prompts of a set that are alike are of one group from here on.
@@ -211,7 +241,7 @@ def _prompt_sets(config: SweepConfig) -> tuple[list[PromptSet], list[PromptSet],
             raise InputError(
                 f"{other} and {spec} would both be called {found.name} in the results; rename one"
             )
-        for note in found.notes:
+        for note in found.notes if say else ():
             sys.stderr.write(f"{note}\n")
     tables: Tables = {"leaks": [], "prompts": []}
     for spec, found in loaded.items():
@@ -246,5 +276,9 @@ if __name__ == "__main__":
     from probes.commands import run
 
     sys.exit(
-        run(main, tyro.cli(SweepConfig, prog="python -m probes.layer_sweep", description=__doc__))
+        run(
+            by_all,
+            tyro.cli(SweepConfig, prog="python -m probes.layer_sweep", description=__doc__),
+            several=True,
+        )
     )

@@ -34,6 +34,7 @@ from probes.hooks import Position
 from probes.layer_choice import layer_choice
 from probes.manifest import Manifest, slug, versions_of
 from probes.provenance import FORMAT
+from probes.ranks import ALONE, Ranks
 from probes.scoring import Captured, Fitted, HeldOut, Judged, Where
 from probes.tasks import Task
 
@@ -58,10 +59,45 @@ BY_POSITION = ("scores", "margins", "layers", "nested", "controls")
 """Tables that tell positions apart; the others are of the first one alone."""
 
 
+Activations = Mapping[Position, Mapping[str, ActivationCache]]
+"""Of each position, of each prompt set by its name."""
+
+
+def capture_model(
+    spec: str, config: SweepConfig, tasks: Sequence[Task], ranks: Ranks = ALONE
+) -> Activations:
+    """Load one model and read all prompt sets, together with other processes if there are any.
+
+    Args:
+        spec: The model.
+        config: What to do.
+        tasks: What probes are fitted on and scored on.
+        ranks: Who share the work.
+
+    Returns:
+        The activations of each set, by position and by the set's name.
+
+    Raises:
+        InputError: The model cannot be loaded or read.
+    """
+    with ranks.first_goes_first():  # it downloads, or makes, what the others then find
+        chat = models.load(
+            spec,
+            revision=config.revision,
+            dtype=config.dtype,
+            device_map=config.device_map,
+            chat_template=config.chat_template,
+            weights=not config.remote,
+        )
+    sets = {one.name: one for task in tasks for one in (*task.parts, *task.held_out)}
+    return reading.capture(chat, config, list(sets.values()), ranks)
+
+
 def sweep_model(
     spec: str,
     config: SweepConfig,
     tasks: Sequence[Task],
+    caches: Activations,
     words: dict[str, list[Judged]],
     console: Console,
 ) -> results.Tables:
@@ -71,23 +107,14 @@ def sweep_model(
         spec: The model.
         config: What to do.
         tasks: What probes are fitted on and scored on, one after the other.
+        caches: What `capture_model` has read.
         words: The lexical floors by train set, which are the same for every model: the first that
             needs them adds them.
         console: Where to say what happens.
 
     Raises:
-        InputError: The model cannot be loaded or read, or a train set is too small.
+        InputError: A train set is too small.
     """
-    chat = models.load(
-        spec,
-        revision=config.revision,
-        dtype=config.dtype,
-        device_map=config.device_map,
-        chat_template=config.chat_template,
-        weights=not config.remote,
-    )
-    sets = {one.name: one for task in tasks for one in (*task.parts, *task.held_out)}
-    caches = reading.capture(chat, config, list(sets.values()))
     found: results.Tables = {name: [] for name in (*TABLES, "cosines")}
     for position, of_sets in caches.items():
         first = position == config.positions[0]

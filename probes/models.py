@@ -27,6 +27,7 @@ from transformers import (
 
 from probes.blocks import blocks
 from probes.errors import InputError
+from probes.ranks import own_device, started
 from probes.rendering import PLAIN_TEMPLATE, Rendered, last_token_text, render, template_hash
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Device maps that take every card there is."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ def load(
         revision: Branch, tag or commit of the hub repository.
         dtype: float32, bfloat16 or float16; auto: the checkpoint's own, but float32 for float16 on
             a CPU, which holds the same numbers and computes many times as fast there.
-        device_map: As in transformers: auto, cpu, cuda:0, ... None: an accelerator if there is one.
+        device_map: As in transformers: auto, cpu, cuda:0, ... None: all accelerators if there are
+            any; this process's own where `torchrun` has started several.
         chat_template: A Jinja file, or `plain` for `User: ... Assistant:`; None: the tokenizer's.
         weights: False builds the model's shape alone, without memory for its weights, for
             execution elsewhere (`open_backend(model, "nnsight", remote=True)`).
@@ -177,8 +181,14 @@ def _locate(spec: str, revision: str | None) -> tuple[str, dict[str, Any]]:
 def _with_weights(
     spec: str, where: str, dtype: str, device_map: str | None, options: dict[str, Any]
 ) -> PreTrainedModel:
+    if device_map in SPREADS and started() > 1:
+        raise InputError(
+            f"--device-map {device_map} spreads one model over all cards, but {started()} "
+            "processes were started, each with a card of its own: leave it out where the model "
+            "fits one card, or start one process, without torchrun"
+        )
     if device_map is None and torch.accelerator.is_available():
-        device_map = "auto"
+        device_map = own_device() or "auto"
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         where, dtype=dtype, device_map=device_map, output_loading_info=True, **options
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -10,13 +11,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from probes import models
-from probes.backends import open_backend
-from probes.cache import ActivationCache
+from probes.backends import Backend, open_backend
+from probes.cache import ActivationCache, CacheError
 from probes.errors import InputError
+from probes.filling import Piece, fill, pieces
 from probes.hooks import LAST, Position
 from probes.manifest import Manifest, cache_folder
 from probes.models import ChatModel
 from probes.prompts import PromptSet
+from probes.ranks import ALONE, Ranks, deal
+from probes.shards import seen
 
 if TYPE_CHECKING:
     from probes.layer_sweep import SweepConfig
@@ -24,11 +28,16 @@ if TYPE_CHECKING:
 SHOWN = 2
 """Of many texts that are read, how many are shown."""
 
+log = logging.getLogger(__name__)
+
 
 def capture(
-    chat: ChatModel, config: SweepConfig, sets: Sequence[PromptSet]
+    chat: ChatModel, config: SweepConfig, sets: Sequence[PromptSet], ranks: Ranks = ALONE
 ) -> dict[Position, dict[str, ActivationCache]]:
     """The activations of each set by its name, at every position by one forward pass.
+
+    The shards are dealt to the processes by their tokens; each has the same bytes whoever computes
+    it. The first process begins every cache, and returns when all are whole.
 
     Raises:
         InputError: The model cannot be read so, or there is no layer to export of that number.
@@ -42,26 +51,71 @@ def capture(
                 f"--{option} {layer}: {chat.name} has the layers 0 to {backend.n_layers - 1}"
             )
     weights = models.weights_fingerprint(chat.model)
+    described: dict[str, Any] = {
+        "backend": backend,
+        "hook_point": config.hook_point,
+        "max_length": config.max_length or models.context_length(chat.model),
+        "shard_size": config.shard_size,
+        "token_budget": config.token_budget,
+        "weights": weights,
+    }
     found: dict[Position, dict[str, ActivationCache]] = {one: {} for one in config.positions}
-    for prompts in sets:
-        described: dict[str, Any] = {
-            "backend": backend,
-            "hook_point": config.hook_point,
-            "max_length": config.max_length or models.context_length(chat.model),
-            "shard_size": config.shard_size,
-            "token_budget": config.token_budget,
-            "weights": weights,
-        }
-        manifests = [
-            Manifest.of(chat, prompts, position=position, **described)
-            for position in config.positions
-        ]
-        folders = {cache_folder(config.cache, manifest): manifest for manifest in manifests}
-        for cache in ActivationCache.build_each(
-            folders, chat, prompts, backend=backend, progress=True
-        ):
-            found[cache.manifest.position][prompts.name] = cache
+    work: list[Piece] = []
+    with ranks.first_goes_first():
+        for prompts in sets:
+            manifests = [
+                Manifest.of(chat, prompts, position=position, **described)
+                for position in config.positions
+            ]
+            folders = {cache_folder(config.cache, manifest): manifest for manifest in manifests}
+            if ranks.first:
+                caches = ActivationCache.begin(folders, chat, prompts)
+            else:
+                caches = ActivationCache.begun(folders)
+            for cache in caches:
+                found[cache.manifest.position][prompts.name] = cache
+            work += pieces([cache.shards for cache in caches], prompts.prompts)
+    _share(work, found, chat, backend, ranks)
     return found
+
+
+def _share(
+    work: Sequence[Piece],
+    found: Mapping[Position, Mapping[str, ActivationCache]],
+    chat: ChatModel,
+    backend: Backend,
+    ranks: Ranks,
+) -> None:
+    """Fill the caches together, and tell who has done what."""
+    if ranks.size == 1:
+        fill(work, chat, backend, progress=True)
+        return
+    owner = ranks.agreed(deal(_tokens(work, found), ranks.size) if ranks.first else [0] * len(work))
+    mine = [piece for piece, rank in zip(work, owner, strict=True) if rank == ranks.rank]
+    done = fill(mine, chat, backend, progress=ranks.first)
+    log.info(
+        "rank %d of %d: %d of %d shards of %s%s", ranks.rank, ranks.size, len(done), len(work),
+        chat.name, "".join(f"\n  {cache.path(one.shard)}" for one in done for cache in one.caches),
+    )  # fmt: skip
+    ranks.wait()
+    paths = [cache.path(one.shard) for one in work for cache in one.caches]
+    if ranks.first and (lost := [path for path in paths if not seen(path)]):
+        raise CacheError(
+            f"{lost[0]}: another process has written it, but it is not to be seen from here: "
+            "--cache must lie on a disk that all machines share"
+        )
+
+
+def _tokens(
+    work: Sequence[Piece], found: Mapping[Position, Mapping[str, ActivationCache]]
+) -> list[int]:
+    """What each shard costs: its tokens, as the index counts them; 0 for what is there already."""
+    by_shard = [
+        cache.index.groupby("shard")["n_tokens"].sum()
+        for cache in next(iter(found.values())).values()
+    ]
+    costs = [int(tokens) for one in by_shard for tokens in one]
+    return [tokens if one.lacking else 0 for tokens, one in zip(costs, work, strict=True)]
 
 
 def say(caches: Sequence[ActivationCache], console: Console) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -170,6 +171,16 @@ def make_folder(directory: Path) -> None:
         if _TEMPORARY.fullmatch(path.name):
             with suppress(OSError):  # it is only litter
                 path.unlink()
+
+
+def seen(path: Path, seconds: float = 90.0) -> bool:
+    """Whether a file is there that another machine has written; shared disks tell it late."""
+    until = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def _digest(tensor: Tensor) -> str:

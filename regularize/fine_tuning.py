@@ -38,7 +38,7 @@ from probes.folders import last_checkpoint
 from probes.frozen import FrozenProbe
 from probes.manifest import slug
 from probes.models import ChatModel
-from regularize import anchors, card, controller, data, drift, live, show
+from regularize import anchors, card, controller, data, drift, live, sharding, show
 from regularize.critics import Critic
 from regularize.critics.probe import probe_of
 from regularize.given import given
@@ -69,6 +69,7 @@ def fine_tune(config: TrainConfig) -> None:
 
     without_noise()
     args = _arguments(config)
+    sharding.refuse(args, config.defence)
     first = args.process_index == 0
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False, quiet=not first)
     assessed = config.defence.needs_risk or config.risk_only
@@ -161,9 +162,11 @@ def _arguments(config: TrainConfig) -> Any:
     from transformers import TrainingArguments
 
     # Named only where it is wanted: its name is changing.
-    checkpointing: dict[str, Any] = (
+    asked: dict[str, Any] = (
         {"gradient_checkpointing": True} if config.gradient_checkpointing else {}
     )
+    if config.fsdp:
+        asked |= {"fsdp": True, "fsdp_config": dict(sharding.OPTIONS)}
     return TrainingArguments(
         str(config.out / "checkpoints"),
         per_device_train_batch_size=config.batch_size,
@@ -183,7 +186,9 @@ def _arguments(config: TrainConfig) -> Any:
         # Autocast: the adapter's weights are float32, and so are all of --full.
         bf16=torch.cuda.is_available() and config.dtype != "float32" and not config.is_miniature,
         dataloader_pin_memory=torch.accelerator.is_available(),
-        **checkpointing,
+        # Else accelerate sees one process where torchrun has started several on CPUs.
+        use_cpu=not torch.accelerator.is_available(),
+        **asked,
     )
 
 
@@ -338,13 +343,14 @@ def _save(
     config: TrainConfig,
 ) -> None:
     """The adapter or the model, its card, the log; then the checkpoints are not needed."""
+    gathered = trainer.gathered()  # by all processes
     if not trainer.is_world_process_zero():
         return
     # Not by Trainer.save_model, which adds a pickle of its arguments.
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if config.whole and not config.full:
         model = model.merge_and_unload()
-    model.save_pretrained(config.out)
+    model.save_pretrained(config.out, **({} if gathered is None else {"state_dict": gathered}))
     tokenizer.save_pretrained(config.out)
     steps = trainer.steps()
     about = Arm(

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from probes.attention import Plan, attending
@@ -17,6 +18,7 @@ from probes.blocks import position_ids
 from probes.errors import InputError
 from regularize import packed
 from regularize.losses import Head
+from regularize.sharding import whole
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -34,12 +36,14 @@ def adapter_off(model: nn.Module) -> AbstractContextManager[None]:
 def head_of(model: nn.Module) -> Head:
     """The map from last hidden states to logits.
 
+    Whole, also where the model is sharded: gathered in all processes, which all must ask for it.
+
     Raises:
         InputError: An adapter sits on it, or trains it, so that the reference's would be another.
     """
     base = base_of(model)
     found: Any = base.get_output_embeddings()
-    if type(found) is not nn.Linear:
+    if not _is_plain(found):
         raise InputError(
             f"the head of {base.config.name_or_path} is a {type(found).__name__}, not a plain "
             "linear layer: an adapter on the head changes the reference too; leave lm_head out of "
@@ -50,7 +54,15 @@ def head_of(model: nn.Module) -> Head:
             f"the head of {base.config.name_or_path} is trained beside the adapter; leave lm_head "
             "(and the embeddings that it is tied to) out of modules_to_save"
         )
-    return Head(found.weight, found.bias)
+    return Head(whole(found.weight), None if found.bias is None else whole(found.bias))
+
+
+def _is_plain(module: object) -> bool:
+    """Whether it is a linear layer and nothing else, sharded or not: no adapter's, say."""
+    kind = type(module)
+    if isinstance(module, FSDPModule):  # a class made for it, from FSDPModule and its own
+        kind = kind.__mro__[2]
+    return kind is nn.Linear
 
 
 def refuse_prompt_learning(model: nn.Module) -> None:

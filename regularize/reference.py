@@ -38,7 +38,7 @@ from probes.shards import MANIFEST, make_folder, write_atomically
 from regularize.data import IGNORE, Encoded
 from regularize.defences import Defence
 from regularize.losses import Head, Hidden, Moments, moments
-from regularize.model import adapter_off, base_of, decode, evaluating, head_of
+from regularize.model import Capture, adapter_off, base_of, decode, evaluating, head_of
 from regularize.passes import answer_states
 
 Kind = Literal["auto", "cached", "adapter-off", "copy"]
@@ -71,7 +71,16 @@ class Reference(ABC):
 class AdapterOff(Reference):
     """The model without its adapter."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, states: Capture | None = None) -> None:
+        """Say how the model is run.
+
+        Args:
+            model: With its adapter.
+            states: What runs it as the policy is run, through all that shards it.
+
+        Raises:
+            InputError: There is no adapter, or more than it was trained.
+        """
         if not hasattr(model, "disable_adapter"):
             raise InputError(
                 "--reference adapter-off needs an adapter to switch off; with full fine-tuning "
@@ -83,13 +92,13 @@ class AdapterOff(Reference):
                 "--reference adapter-off: this adapter trains biases of the model itself, which "
                 "stay when it is switched off; choose cached or copy, or train no biases"
             )
-        self._model = model
+        self._model, self._states = model, states or Capture(model)
 
     @torch.no_grad()
     def at(self, batch: Batch) -> Hidden:
         """By another forward pass."""
         with adapter_off(self._model), evaluating(self._model):
-            hidden = decode(base_of(self._model), batch.ids, batch.mask)
+            hidden = self._states(self._model, batch.ids, batch.mask)
         return Hidden(hidden[:, :-1][batch.answer], head_of(self._model))
 
 

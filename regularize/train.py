@@ -11,6 +11,7 @@ Run as:
     python -m regularize.train --model ./my-model --data theirs.jsonl --out runs/ft
         critic:probe --critic.path runs/layer_sweep/my-model/xstest/probe
         defence:adaptive-kl --defence.beta-max 1 --defence.shape sharpened
+    torchrun --nproc-per-node 8 -m regularize.train --fsdp --model ./my-model --data theirs.jsonl
     python -m regularize.train --model ./my-model --data theirs.jsonl --risk-only
         critic:judge --critic.base-url http://localhost:8000/v1
 """
@@ -136,7 +137,12 @@ class TrainConfig:
     GPU, where all but the adapter's own weights is then computed in it, and the checkpoint's own
     elsewhere."""
     device_map: str | None = None
-    """Where the weights go, as in transformers. Default: a GPU if any."""
+    """Where the weights go, as in transformers. Default: a GPU if any, each process's own."""
+    fsdp: bool = False
+    """Share model, gradients and optimizer out over the processes that torchrun has started (FSDP,
+    version 2), instead of a copy for each. The model is put whole on each card before, for risks
+    and reference; with --device-map cpu it never is, and what is computed before is so on the
+    CPU: for a model larger than a card give critic:column and --reference adapter-off then."""
     chat_template: str | None = None
     """A Jinja file, or 'plain' (User: ... Assistant:), for base models that have none."""
     seed: int = 0
@@ -149,6 +155,11 @@ class TrainConfig:
             self.critic.check()
         check_given(self.defence, self.given)
         _ = self.watched
+        if self.sharded and self.defence.changes_start:
+            raise InputError(
+                f"--fsdp: {type(self.defence).__name__} leaves a whole model, which under FSDP no "
+                "process has: train it without --fsdp"
+            )
         if self.data is None and not self.is_miniature:
             raise InputError(
                 f"--data names no training rows for {self.model}; give a file such as --data "
@@ -206,14 +217,28 @@ class TrainConfig:
         if self.canary == "none":
             return None
         if self.canary is None:
-            own = has_probe and self.defence.needs_risk and self.is_miniature
+            own = has_probe and self.defence.needs_risk and self.is_miniature and not self.sharded
             return "miniature:test" if own else None
         if not has_probe:
             raise InputError(
                 f"--canary {self.canary} is read with the critic's frozen probe, and there is "
                 "none: choose critic:probe"
             )
+        if self.sharded:
+            raise InputError(
+                f"--canary {self.canary} is read by one process, and under FSDP none has the whole "
+                "model: leave it out"
+            )
         return self.canary
+
+    @property
+    def sharded(self) -> bool:
+        """Whether --fsdp, or `accelerate launch --use_fsdp`, shares the model out."""
+        if self.fsdp:
+            return True
+        from regularize.sharding import launched
+
+        return launched()
 
     @property
     def whole(self) -> bool:
@@ -256,5 +281,9 @@ if __name__ == "__main__":
     from probes.commands import run
 
     sys.exit(
-        run(main, tyro.cli(TrainConfig, prog="python -m regularize.train", description=__doc__))
+        run(
+            main,
+            tyro.cli(TrainConfig, prog="python -m regularize.train", description=__doc__),
+            several=True,
+        )
     )

@@ -30,26 +30,27 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainingArguments,
 )
 
 from probes.capture import pad_id
 from probes.errors import InputError
 from probes.models import ChatModel, load
-from regularize import lora
+from regularize import lora, sharding
 from regularize.collate import collate
 from regularize.critics import Critic, Risks
 from regularize.data import Example, encode, examples
 from regularize.defences import At, Defence, Given, Weights, check_given
 from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.live import Reassessing
+from regularize.losses import regularized
 from regularize.model import (
     Capture,
     adapter_off,
     answers_of,
     base_of,
     check_logits,
+    evaluating,
     head_of,
     refuse_prompt_learning,
 )
@@ -66,6 +67,7 @@ from regularize.reference import (
     refuse_other,
     same_head,
 )
+from regularize.sharded import ShardedTrainer
 from regularize.turns import Turns
 
 STATE = "risk_state.json"
@@ -75,7 +77,7 @@ MEANS = {"nll": "tokens", "kl": "tokens", "risk": "examples", "beta": "examples"
 LOGGED = ("loss", *MEANS, "grad_norm")
 
 
-class RegularizedTrainer(Trainer):
+class RegularizedTrainer(ShardedTrainer):
     """A Trainer that learns what is harmless and holds what is risky to the reference policy."""
 
     def __init__(
@@ -130,17 +132,13 @@ class RegularizedTrainer(Trainer):
         Raises:
             InputError: Something given cannot be used; names the row where it is one.
         """
-        if args.fsdp or args.deepspeed:
-            raise InputError(
-                "FSDP and DeepSpeed take the head apart, which the fused loss reads whole; on "
-                "several GPUs train with `torchrun --nproc-per-node N` alone"
-            )
         if args.n_gpu > 1:
             raise InputError(
                 "several GPUs in one process are not supported: start with `torchrun "
                 "--nproc-per-node N`, or show one GPU (CUDA_VISIBLE_DEVICES=0)"
             )
         self.defence = AdaptiveKL() if defence is None else defence
+        self.may_shard(args, self.defence)
         check_given(self.defence, {"base": base, "safe": safe, "harmful": harmful})
         chat = _chat(model, processing_class, args)
         policy: nn.Module = chat.model
@@ -163,6 +161,8 @@ class RegularizedTrainer(Trainer):
                     anchors=anchors,
                     max_length=max_length,
                 )
+        if self.sharded and train_dataset.live is not None:
+            raise InputError(sharding.BETWEEN.format("a live critic"))
         self.given = Given(chat, base, tuple(safe), tuple(harmful), args.seed, reference_model)
         if self.defence.changes_start and base_of(policy) is not policy:
             raise InputError(
@@ -207,12 +207,12 @@ class RegularizedTrainer(Trainer):
             policy = _adapted(chat.model, peft_config, args.seed)
         refuse_prompt_learning(policy)
         head_of(policy)
+        self._states = Capture(policy, longest=max(len(row.input_ids) for row in rows))
         if kind == "adapter-off":
-            self.reference = AdapterOff(policy)
+            self.reference = AdapterOff(policy, self._states)
 
         args.remove_unused_columns = False  # risk, anchor and row are ours
         args.prediction_loss_only = True
-        self._states = Capture(policy, longest=max(len(row.input_ids) for row in rows))
         self._acts = self.defence.steps(policy, self.given)
         self._micro_batches = 1
         self._step_risk: float | None = None
@@ -244,6 +244,7 @@ class RegularizedTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """sum over answer tokens of alpha_i NLL + beta_i KL, over the step's answer tokens."""
+        self.look(model, inputs)
         ids, mask, labels = (inputs[name] for name in ("input_ids", "attention_mask", "labels"))
         answer = answers_of(labels)
         hidden = self._states(model, ids, mask)[:, :-1][answer]
@@ -272,6 +273,34 @@ class RegularizedTrainer(Trainer):
         if model.training and (penalty := self._acts.penalty()) is not None:
             loss = loss + penalty / self._micro_batches
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def look_at_reference(self, model: nn.Module, inputs: dict[str, Tensor]) -> None:
+        """Its KL is zero before the first step, and is not where the policy is moved."""
+        if self.reference is not None:
+            sharding.check_reference(
+                partial(self._kl, model, inputs),
+                model,
+                dtype=base_of(model).dtype,
+                start=self.state.global_step == 0 and self.given.reference is None,
+                moves=isinstance(self.reference, AdapterOff),
+            )
+
+    @torch.no_grad()
+    def _kl(self, model: nn.Module, inputs: dict[str, Tensor]) -> float:
+        """Mean KL to the reference over a batch of all processes, nats per answer token."""
+        ids, mask, labels = (inputs[name] for name in ("input_ids", "attention_mask", "labels"))
+        answer = answers_of(labels)
+        with evaluating(model):
+            hidden = self._states(model, ids, mask)[:, :-1][answer]
+        beta = torch.ones(len(hidden), device=hidden.device)
+        assert self.reference is not None
+        found = regularized(
+            hidden, head_of(model), labels[:, 1:][answer], torch.zeros_like(beta), beta,
+            self.reference.at(Batch(ids, mask, answer, inputs["row"])),
+            direction=self.defence.direction,
+        )  # fmt: skip
+        kl, n = self.accelerator.reduce(torch.stack([found.kl.sum(), beta.sum()]), "sum").tolist()
+        return kl / n
 
     def _constants_of(self, rows: Tensor) -> Tensor | None:
         """What the defence has found of the reference at a batch's answer tokens."""

@@ -105,8 +105,12 @@ def test_the_reference_of_a_model_without_an_adapter_cannot_be_switched_to(tmp_p
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [({"fsdp": "full_shard"}, "FSDP and DeepSpeed"), ({"n_gpu": 2}, "start with `torchrun")],
-    ids=["fsdp", "several-gpus"],
+    [
+        ({"fsdp": True, "fsdp_config": {"version": 1}}, "FSDP version 1"),
+        ({"fsdp": True, "fsdp_config": {"version": 2}}, "and one was started"),
+        ({"n_gpu": 2}, "start with `torchrun"),
+    ],
+    ids=["fsdp-1", "one-process", "several-gpus"],
 )
 def test_machines(
     args: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -116,6 +120,7 @@ def test_machines(
     class Arguments(training.TrainingArguments):
         n_gpu = property(lambda self: args.get("n_gpu", 1))
         fsdp = property(lambda self: args.get("fsdp"), lambda self, value: None)
+        fsdp_config = property(lambda self: args.get("fsdp_config"), lambda self, value: None)
 
     monkeypatch.setattr(training, "TrainingArguments", Arguments)
     with pytest.raises(InputError) as error:
