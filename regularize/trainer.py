@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast  # type: ignore[import-untyped]
@@ -256,7 +256,7 @@ class RegularizedTrainer(ShardedTrainer):
         terms = self.defence.loss(
             At(
                 hidden,
-                head_of(self.accelerator.unwrap_model(model)),
+                head_of(cast(nn.Module, self.model)),
                 labels[:, 1:][answer],
                 (answer.cumsum(1) - 1)[answer],
                 weights.alpha[example],
