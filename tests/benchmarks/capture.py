@@ -161,7 +161,7 @@ WORKLOADS = (
              (SORTED, LENS_STOPPED, NNSIGHT_STOPPED), read=4),
     Workload("Qwen2 (grouped heads, biases), 64 prompts", QWEN2, chats(64), CAREFUL),
     Workload("Phi-3 (fused qkv), 64 prompts", PHI3, chats(64), CAREFUL),
-    Workload("mostly body (head 3.5 %), 20 prompts", BODY, chats(20),
+    Workload("mostly body (head 3.5 %), 12 prompts", BODY, chats(12),
              (LADDER[1], SORTED, NNSIGHT_STOPPED)),
     Workload("5 prompts of 600 to 1000 tokens", LLAMA, chats(5, 600, 1000),
              (SINGLY, SORTED, NNSIGHT_STOPPED), batch=4),

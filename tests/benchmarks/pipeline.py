@@ -78,9 +78,7 @@ def _build(shape: Shape, n: int, token_budget: int, device: str, dtype: torch.dt
     rng = Random(0)
     # A number in front, so that no two are the same: a file may not repeat a prompt.
     texts = [
-        " ".join(
-            [f"{i}.", *(request(rng, "harmless").text for _ in range(rng.randint(*SENTENCES)))]
-        )
+        " ".join([f"{i}.", *(request(rng, "plain").text for _ in range(rng.randint(*SENTENCES)))])
         for i in range(n)
     ]
     lines = [json.dumps({"prompt": text, "label": i % 2}) for i, text in enumerate(texts)]

@@ -228,5 +228,5 @@ def groups() -> tuple[Group, ...]:
 
 def group(size: Size) -> Group:
     """Of one size, on the CPU."""
-    baselines = (SFT, Baseline("textbook KL, second model", _second_model), CHUNKED, OFF)
+    baselines = (SFT, Baseline("textbook KL, second model", _second_model, rounds=3), CHUNKED, OFF)
     return Group("step", size.name, partial(build, size), ours, baselines)

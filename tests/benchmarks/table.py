@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.markup import escape
@@ -82,9 +83,9 @@ def render(table: pd.DataFrame) -> Table:
     return shown
 
 
-def share(row: dict[str, object]) -> str:
+def share(row: dict[Hashable, Any]) -> str:
     """Of a bound: what is reached of it, and the goal."""
-    goal, ratio = float(str(row["goal"])), float(str(row["time_ratio"]))
+    goal, ratio = row["goal"], row["time_ratio"]
     if math.isnan(goal):
         return ""
     reached = "" if math.isnan(ratio) else f"{1 / ratio:.0%} "
