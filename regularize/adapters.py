@@ -29,14 +29,7 @@ def attach(chat: ChatModel, folder: Path, *, allow_other_base: bool = False) -> 
     Raises:
         InputError: The adapter is not wholly there, damaged, or another model's.
     """
-    config = _config(folder)
-    trained_on = str(config.get("base_model_name_or_path") or "a model that it does not name")
-    names = {_canonical(chat.name), _canonical(str(chat.model.name_or_path))}
-    if _canonical(trained_on) not in names and not allow_other_base:
-        raise InputError(
-            f"{folder} was trained on {trained_on}, not on {chat.name}; give --model "
-            f"{_canonical(trained_on)}, or --allow-other-base to go on all the same"
-        )
+    describe(chat, folder, allow_other_base=allow_other_base)
     saved = _saved_names(folder)
     try:
         parsed = PeftConfig.from_pretrained(str(folder))
@@ -54,6 +47,23 @@ def attach(chat: ChatModel, folder: Path, *, allow_other_base: bool = False) -> 
             f"have no place there, such as {wrong[0]}"
         )
     return replace(chat, model=cast(Any, model.eval()))
+
+
+def describe(chat: ChatModel, folder: Path, *, allow_other_base: bool = False) -> dict[str, Any]:
+    """An adapter's adapter_config.json.
+
+    Raises:
+        InputError: See `attach`; whether the weights fit is not looked at.
+    """
+    config = _config(folder)
+    trained_on = str(config.get("base_model_name_or_path") or "a model that it does not name")
+    names = {_canonical(chat.name), _canonical(str(chat.model.name_or_path))}
+    if _canonical(trained_on) not in names and not allow_other_base:
+        raise InputError(
+            f"{folder} was trained on {trained_on}, not on {chat.name}; give --model "
+            f"{_canonical(trained_on)}, or --allow-other-base to go on all the same"
+        )
+    return config
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
-from probes.models import ChatModel
 from regularize import measures, win_rate
 from regularize.asked import Asked, AskedKind
 from regularize.detectors import Detector
 from regularize.detectors.judge import Judge
-from regularize.generation import answers
+from regularize.engines import Asking, Engine
 from regularize.measures import Share
 from regularize.outcomes import Outcome
 from regularize.win_rate import Winner
@@ -29,6 +28,8 @@ EXACT: dict[AskedKind, str] = {
     "new-task": "new_task",
 }
 """Kind of prompt -> the metric that counts its right answers."""
+WATCHED: tuple[AskedKind, ...] = ("harmful", "look-alike")
+"""Kinds of prompts whose answers detectors read."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Record:
     winner: Winner | None = None
     """Whose answer is better, by the judge of the win rate; None where it could not say, and of all
     other kinds of prompts."""
+    cut: bool = False
+    """Whether the answer was cut where it was decided, and would have gone on."""
 
 
 class Judgement(NamedTuple):
@@ -58,35 +61,49 @@ class Judgement(NamedTuple):
 
 
 def ask(
-    chat: ChatModel,
+    engine: Engine,
     asked: Sequence[Asked],
     detectors: Sequence[Detector],
     referee: Judge | None = None,
     *,
-    max_new_tokens: int,
-    batch_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-    progress: bool = False,
+    asking: Asking,
+    adapted: bool,
+    stop_early: bool = False,
 ) -> list[Record]:
-    """Let the model answer everything, and the detectors judge; see `generation.answers`.
+    """Let the model answer everything, and the detectors judge.
 
-    The referee compares the answers that a win rate is of with their references.
+    Args:
+        engine: Runs the model.
+        asked: The prompts, and the rules for their answers.
+        detectors: They read all answers to harmful prompts and to those that look harmful.
+        referee: Compares the answers that a win rate is of with their references.
+        asking: See `Engine.answers`, and the next.
+        adapted: With the adapter.
+        stop_early: Cut the answers that nobody but rules reads where the rules have decided. Of
+            what detectors read, the end counts too: help may turn into a refusal, and a refusal
+            that is said over and over into nonsense.
     """
-    made = answers(
-        chat,
+    cut: set[int] = set()
+
+    def decided(place: int, beginning: str) -> bool:
+        one = asked[place]
+        read = bool(detectors) and one.kind in WATCHED
+        if read or one.decided is None or not one.decided(beginning):
+            return False
+        cut.add(place)
+        return True
+
+    made = engine.answers(
         [one.messages for one in asked],
-        max_new_tokens=max_new_tokens,
-        batch_tokens=batch_tokens,
-        temperature=temperature,
-        seed=seed,
-        progress=progress,
+        asking,
+        adapted=adapted,
+        decided=decided if stop_early else None,
     )
     found: list[dict[str, Outcome | None]] = [
         {RULE: one.outcome(answer)} if one.outcome else {}
         for one, answer in zip(asked, made, strict=True)
     ]
-    watched = [i for i, one in enumerate(asked) if one.kind in ("harmful", "look-alike")]
+    watched = [i for i, one in enumerate(asked) if one.kind in WATCHED]
     for detector in detectors:
         judged = detector.judge([asked[i].text for i in watched], [made[i] for i in watched])
         for i, outcome in zip(watched, judged, strict=True):
@@ -104,7 +121,7 @@ def ask(
     return [
         Record(
             one.kind, one.set, one.text, answer, one.reference,
-            one.correct(answer) if one.correct else None, by_detector, winners.get(i),
+            one.correct(answer) if one.correct else None, by_detector, winners.get(i), i in cut,
         )
         for i, (one, answer, by_detector) in enumerate(zip(asked, made, found, strict=True))
     ]  # fmt: skip

@@ -34,6 +34,8 @@ class Asked(NamedTuple):
     """Whether an answer is right, where a rule can say."""
     outcome: Callable[[str], Outcome] | None = None
     """What an answer is, where a rule can say."""
+    decided: Callable[[str], bool] | None = None
+    """Whether an answer's beginning decides what all these rules say; None: only its end does."""
 
 
 def from_set(kind: Kind, spec: str, *, label: int, n: int | None, seed: int) -> list[Asked]:
@@ -60,7 +62,7 @@ def from_utility(kind: Kind, utility: Utility, *, n: int | None, seed: int) -> l
             question.prompt,
             question.answer,
             partial(utility.correct, question),
-        )
+        )._replace(decided=partial(utility.decided, question))
         for question in utility.questions(n, seed)
     ]
 
@@ -86,6 +88,7 @@ def _from_row(kind: Kind, name: str, row: Row) -> Asked:
     asked = _asked(
         kind, name, row.text, row.answer, lambda answer: bool(outcomes.judge(row, answer).exact)
     )
+    asked = asked._replace(decided=partial(outcomes.decided, row))
     if kind in ("utility", "new-task"):
         return asked
     return asked._replace(outcome=lambda answer: outcomes.judge(row, answer).outcome)

@@ -81,6 +81,16 @@ class EvaluateConfig:
     """Number format of the weights; auto is the checkpoint's own."""
     device_map: str | None = None
     """Where the weights go, as in transformers: auto, cuda:0, cpu. Default: a GPU if any."""
+    engine: str = "transformers"
+    """What runs the model: transformers, or vllm (an optional extra, for GPUs). Detectors that are
+    models are run by transformers."""
+    vllm_gpus: int = 1
+    """GPUs over which vLLM splits the model."""
+    vllm_memory: float = 0.9
+    """Share of each GPU's memory that vLLM takes; leave room for judges."""
+    stop_early: bool = False
+    """Cut an answer where the exact rule that checks it has decided, and mark it as cut in
+    answers.jsonl. Right and wrong stay what they are. What a detector reads is never cut."""
     chat_template: str | None = None
     """A Jinja file, or 'plain' (User: ... Assistant:), for base models that have none."""
     out: Path = Path("runs/evaluate")
@@ -99,6 +109,13 @@ class EvaluateConfig:
             if (value := getattr(self, name)) is not None and value < least:
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag} {value}: must be at least {least}")
+        if self.vllm_gpus < 1 or not 0 < self.vllm_memory <= 1:
+            raise InputError(
+                f"--vllm-gpus {self.vllm_gpus} --vllm-memory {self.vllm_memory}: at least one GPU, "
+                "and a share above 0 and up to 1"
+            )
+        if self.stop_early and self.engine != "transformers":
+            raise InputError(f"--stop-early: {self.engine} writes every answer to its end")
         if self.temperature < 0:
             raise InputError(f"--temperature {self.temperature}: cannot be negative")
         if self.base and self.adapter is None:
@@ -127,7 +144,7 @@ class EvaluateConfig:
         """The arguments, and the releases of the libraries in use."""
         from probes.commands import arguments
 
-        return arguments(self, "torch", "transformers", "peft")
+        return arguments(self, "torch", "transformers", "peft", self.engine)
 
 
 def main(config: EvaluateConfig) -> None:
@@ -140,56 +157,56 @@ def main(config: EvaluateConfig) -> None:
 
     from rich.console import Console
 
-    from probes import models
     from regularize import detectors as known
-    from regularize import win_rate
+    from regularize import engines, win_rate
     from regularize.answered import ask, judgements
     from regularize.independence import refuse_partial
-    from regularize.model import adapter_off
     from regularize.noise import without_noise
 
     without_noise()
+    kind = engines.named(config.engine)
     asked = _questions(config)
-    chat = models.load(
-        config.model,
-        revision=config.revision,
-        dtype=config.dtype,
-        device_map=config.device_map,
-        chat_template=config.chat_template,
+    engine = kind.load(
+        engines.Loading(
+            config.model,
+            revision=config.revision,
+            dtype=config.dtype,
+            device_map=config.device_map,
+            chat_template=config.chat_template,
+            gpus=config.vllm_gpus,
+            memory=config.vllm_memory,
+        )
     )
     detectors = [known.open(spec) for spec in dict.fromkeys(config.detector)]
     referee = None
     if config.win_rate_judge is not None:
         referee = win_rate.opened(config.win_rate_judge, detectors)
     if not config.allow_same_judge:
-        refuse_partial(detectors, chat, config.adapter)
+        refuse_partial(detectors, engine.chat, config.adapter)
         if referee is not None:
-            refuse_partial([referee], chat, config.adapter, option="--win-rate-judge")
+            refuse_partial([referee], engine.chat, config.adapter, option="--win-rate-judge")
     if config.adapter is not None:
-        from regularize.adapters import attach
+        engine.adapt(config.adapter, allow_other_base=config.allow_other_base)
+    asking = engines.Asking(
+        max_new_tokens=config.max_new_tokens,
+        batch_tokens=config.batch_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+        progress=sys.stderr.isatty(),
+    )
 
-        chat = attach(chat, config.adapter, allow_other_base=config.allow_other_base)
-
-    def run() -> list[Record]:
+    def run(*, adapted: bool) -> list[Record]:
         return ask(
-            chat,
-            asked,
-            detectors,
-            referee,
-            max_new_tokens=config.max_new_tokens,
-            batch_tokens=config.batch_tokens,
-            temperature=config.temperature,
-            seed=config.seed,
-            progress=sys.stderr.isatty(),
-        )
+            engine, asked, detectors, referee,
+            asking=asking, adapted=adapted, stop_early=config.stop_early,
+        )  # fmt: skip
 
     answered: dict[str, list[Record]] = {}
     if config.adapter is None or config.base:
-        with adapter_off(chat.model):
-            answered["before"] = run()
+        answered["before"] = run(adapted=False)
     if config.adapter is not None:
         name = config.adapter.resolve().name
-        answered["adapter" if name == "before" else name] = run()
+        answered["adapter" if name == "before" else name] = run(adapted=True)
     found = {arm: judgements(records, detectors, referee) for arm, records in answered.items()}
     _write(answered, found, config)
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)

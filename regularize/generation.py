@@ -16,6 +16,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -34,6 +35,7 @@ BATCH_TOKENS = 16384
 """In memory at a time, where nothing else is said."""
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What the tokenizer writes for a letter of which bytes are missing."""
+TOP_P = 0.9
 ALIKE = 0.75
 """Share of its longest prompt that every prompt of a batch has at least: the rest is padding."""
 
@@ -51,7 +53,7 @@ def answers(
     max_new_tokens: int = 256,
     batch_tokens: int = BATCH_TOKENS,
     temperature: float = 0.0,
-    top_p: float = 0.9,
+    top_p: float = TOP_P,
     seed: int = 0,
     heard: Heard | None = None,
     decided: Decided | None = None,
@@ -82,28 +84,12 @@ def answers(
     Raises:
         InputError: An option is out of range, or the chat template cannot render a prompt.
     """
-    if max_new_tokens < 1 or batch_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
-        raise InputError(
-            f"max_new_tokens {max_new_tokens}, batch_tokens {batch_tokens}, temperature "
-            f"{temperature}, top_p {top_p}: the first two must be at least 1, the temperature not "
-            "negative, and top_p within (0, 1]"
-        )
-    limit = context_length(chat.model)
-    new = max_new_tokens if limit is None else min(max_new_tokens, limit // 2)
-    rows = [
-        render(chat.tokenizer, _chat(prompt), max_length=None if limit is None else limit - new)
-        for prompt in prompts
-    ]
+    check_options(max_new_tokens, batch_tokens, temperature, top_p)
+    rows, new = rendered(chat, prompts, max_new_tokens)
     uniform = torch.rand(len(rows), new, generator=torch.Generator().manual_seed(seed))
     pad, stops = pad_id(chat.tokenizer), frozenset(stops_of(chat))
     made = [""] * len(rows)
-
-    def text(ids: Sequence[int]) -> str:
-        return str(
-            chat.tokenizer.decode(
-                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
+    text = partial(text_of, chat.tokenizer)
 
     def answer(batch: list[int]) -> None:
         early = None if decided is None else partial(_early, text, decided, batch)
@@ -131,6 +117,33 @@ def answers(
             on_batch=bar.update,
         )
     return made
+
+
+def check_options(max_new_tokens: int, batch_tokens: int, temperature: float, top_p: float) -> None:
+    """Raise InputError for what is out of range."""
+    if max_new_tokens < 1 or batch_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+        raise InputError(
+            f"max_new_tokens {max_new_tokens}, batch_tokens {batch_tokens}, temperature "
+            f"{temperature}, top_p {top_p}: the first two must be at least 1, the temperature not "
+            "negative, and top_p within (0, 1]"
+        )
+
+
+def rendered(
+    chat: ChatModel, prompts: Sequence[str | Sequence[Message]], max_new_tokens: int
+) -> tuple[list[Rendered], int]:
+    """The prompts, with room for answers; and how long these may be (tokens)."""
+    limit = context_length(chat.model)
+    new = max_new_tokens if limit is None else min(max_new_tokens, limit // 2)
+    most = None if limit is None else limit - new
+    return [render(chat.tokenizer, _chat(one), max_length=most) for one in prompts], new
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """What the tokens of an answer say."""
+    return str(
+        tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    )
 
 
 def _early(

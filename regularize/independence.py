@@ -8,11 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from probes.errors import InputError
 from probes.models import ChatModel, weights_fingerprint
 from regularize.detectors import Detector
 from regularize.specs import Spec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def refuse_partial(
@@ -43,11 +47,19 @@ def refuse_partial(
             )
         if detector.chat is None:
             continue
-        if weights_fingerprint(detector.chat.model) == weights_fingerprint(chat.model):
+        if _same(detector.chat.model, chat.model):
             raise InputError(
                 f"{option} {detector.name}: these are the weights of {chat.name} itself, which "
                 "shares the blind spots of its answers; name another, or give --allow-same-judge"
             )
+
+
+def _same(a: PreTrainedModel, b: PreTrainedModel) -> bool:
+    """Whether two models have the same weights; where an engine holds them, the same origin."""
+    if not any(next(one.parameters()).is_meta for one in (a, b)):
+        return weights_fingerprint(a) == weights_fingerprint(b)
+    names = [(one.config.name_or_path, getattr(one.config, "_commit_hash", None)) for one in (a, b)]
+    return names[0] == names[1]
 
 
 def _critic(path: Path) -> set[str]:

@@ -51,6 +51,13 @@ class Utility(ABC):
     def correct(self, question: Question, answer: str) -> bool:
         """Whether an answer is right."""
 
+    def decided(self, question: Question, beginning: str) -> bool:  # noqa: ARG002
+        """Whether every answer that begins so is as right or as wrong as the beginning itself.
+
+        Such an answer may be cut there. As it stands: never known.
+        """
+        return False
+
 
 def open(spec: str) -> Utility:
     """A utility by what a person wrote.

@@ -44,3 +44,14 @@ class Exact(Utility):
     def correct(self, question: Question, answer: str) -> bool:
         """Whether the answer is the one in the file, white space apart."""
         return answer.split() == question.answer.split()
+
+    def decided(self, question: Question, beginning: str) -> bool:
+        """Where a word is wrong, or one too many."""
+        right, words = question.answer.split(), beginning.split()
+        if not words:
+            return False
+        *whole, last = words
+        if beginning[-1].isspace():
+            return words != right[: len(words)]
+        n = len(whole)
+        return whole != right[:n] or n >= len(right) or not right[n].startswith(last)

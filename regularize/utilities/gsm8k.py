@@ -52,6 +52,12 @@ class Gsm8k(Utility):
         """Whether the answer's number is the right one."""
         return final_number(answer) == final_number(question.answer)
 
+    def decided(self, question: Question, beginning: str) -> bool:  # noqa: ARG002
+        """Where the number after `####` has ended."""
+        after = beginning.partition("####")[2]
+        marked = NUMBER.search(after)
+        return marked is not None and any(not _goes_on(one) for one in after[marked.end() :])
+
 
 def final_number(text: str) -> Decimal | None:
     """The first number after `####`, else the last in the text; None where there is none."""
@@ -60,6 +66,11 @@ def final_number(text: str) -> Decimal | None:
     if found is None:
         return None
     return Decimal(re.sub(r"[,$€£]", "", found[0]).replace("−", "-"))
+
+
+def _goes_on(character: str) -> bool:
+    """Whether a number may go on with it."""
+    return character.isdecimal() or character in ".,"
 
 
 def _rows(spec: Spec) -> Iterable[files.Row]:

@@ -41,3 +41,8 @@ class Miniature(Utility):
     def correct(self, question: Question, answer: str) -> bool:
         """Whether it is just the right answer."""
         return answer.strip() == question.answer
+
+    def decided(self, question: Question, beginning: str) -> bool:
+        """Where it is wrong."""
+        said = beginning.lstrip()
+        return not question.answer.startswith(said) and said.rstrip() != question.answer
