@@ -25,6 +25,7 @@ from probes.backends.transformers import TransformersBackend
 from probes.capture import capture_rows, capture_spans
 from probes.hooks import ORDER, Site
 from probes.packing import in_order, pack
+from probes.positions import Span
 from probes.rendering import Rendered
 from tests.conftest import make_model
 from tests.probes.test_families import GEMMA
@@ -49,7 +50,9 @@ def make(kind: str) -> PreTrainedModel:
         return model
 
 
-MODELS = {kind: make(kind).double() for kind in KINDS}
+# The kernel of experts knows no float64.
+EXACT = KINDS[:-1]
+MODELS = {kind: make(kind).double() for kind in EXACT}
 
 
 @pytest.fixture(autouse=True)
@@ -108,26 +111,25 @@ def counting() -> Iterator[list[int]]:
         yield sizes
 
 
-@settings(max_examples=25, deadline=None)
-@given(rows=prompts(), kind=st.sampled_from(KINDS), budget=st.integers(1, 300))
+@settings(max_examples=15, deadline=None)
+@given(rows=prompts(), kind=st.sampled_from(EXACT), budget=st.integers(1, 300))
 def test_packed_is_one_by_one_at_every_hook_point(
     rows: list[Rendered], kind: str, budget: int
 ) -> None:
     model = MODELS[kind]
-    points = EVERY if kind != "mixtral" else [Site("resid_pre", 0), Site("resid_post", 2)]
     backend = TransformersBackend(model)
-    found = capture_rows(backend, rows, points, pad_id=0, token_budget=budget)
-    torch.testing.assert_close(found, alone(backend, rows, points), rtol=0, atol=1e-10)
+    found = capture_rows(backend, rows, EVERY, pad_id=0, token_budget=budget)
+    torch.testing.assert_close(found, alone(backend, rows, EVERY), rtol=0, atol=1e-10)
 
 
-@settings(max_examples=25, deadline=None)
-@given(rows=prompts(), kind=st.sampled_from(KINDS), data=st.data())
+@settings(max_examples=15, deadline=None)
+@given(rows=prompts(), kind=st.sampled_from(EXACT), data=st.data())
 def test_any_spans_are_the_means_of_transformers_own_states(
     rows: list[Rendered], kind: str, data: st.DataObject
 ) -> None:
-    def span(one: Rendered) -> tuple[int, int]:
+    def span(one: Rendered) -> Span:
         start = data.draw(st.integers(0, len(one.ids) - 1))
-        return start, data.draw(st.integers(start + 1, len(one.ids)))
+        return Span(start, data.draw(st.integers(start + 1, len(one.ids))))
 
     model = MODELS[kind]
     spans = [[span(one), span(one)] for one in rows]
@@ -154,7 +156,7 @@ def test_other_dtypes(kind: str, dtype: torch.dtype, close: float) -> None:
     torch.testing.assert_close(found, alone(backend, some(), points), rtol=0, atol=close)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EXACT)
 def test_leaking_attention_would_be_seen(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Positive control. Found out before it is used, and far from the truth where it is not."""
     real = attention._looped
@@ -180,9 +182,9 @@ def test_what_is_read_beside_changes_nothing_to_the_last_bit(family: str) -> Non
     backend = open_backend(make_model(family))
     rows = some()
     columns = [
-        [(one.position, one.position + 1) for one in rows],
-        [(0, len(one.ids)) for one in rows],
-        [(0, 1) for one in rows],
+        [Span(one.position, one.position + 1) for one in rows],
+        [Span(0, len(one.ids)) for one in rows],
+        [Span(0, 1) for one in rows],
     ]
     for points in (EVERY, [Site("resid_post", 2)]):
         together = capture_spans(
@@ -242,7 +244,7 @@ def test_the_model_is_left_as_it_was(family: str) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    handle = model.model.layers[1].mlp.act_fn.register_forward_hook(fail)
+    handle = model.model.layers[1].mlp.down_proj.register_forward_hook(fail)
     with pytest.raises(ZeroDivisionError):
         capture_rows(backend, some(), EVERY, pad_id=0)
     handle.remove()
