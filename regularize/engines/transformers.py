@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from probes.prompts import Message
 from regularize.engines import Asking, Engine, Loading
-
-if TYPE_CHECKING:
-    from regularize.generation import Decided
+from regularize.generation import Decided, answers
 
 
 @dataclass
@@ -49,8 +47,7 @@ class Transformers(Engine):
         decided: Decided | None = None,
     ) -> list[str]:
         """See `Engine.answers`."""
-        from regularize import generation
         from regularize.model import adapter_off
 
         with nullcontext() if adapted else adapter_off(self.chat.model):
-            return generation.answers(self.chat, prompts, decided=decided, **asdict(asking))
+            return answers(self.chat, prompts, decided=decided, **asdict(asking))

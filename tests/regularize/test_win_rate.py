@@ -17,8 +17,9 @@ from analysis import defences, results
 from analysis.rows import EvaluationRow
 from probes import models
 from probes.errors import InputError
-from regularize import answered, detectors, generation, win_rate
+from regularize import detectors, generation, win_rate
 from regularize.detectors.judge import Judge, outcome
+from regularize.engines import transformers as engine
 from regularize.evaluate import EvaluateConfig, main
 from regularize.testbeds.paper import Paper, evaluation, training
 from regularize.verdicts import said
@@ -233,7 +234,7 @@ def test_the_command_from_end_to_end(
     asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(generation, "answers", prefers_longer)
-    assert answered.answers is not prefers_longer  # it is the judge alone that is scripted
+    assert engine.answers is not prefers_longer  # it is the judge alone that is scripted
     config = EvaluateConfig(
         win_rate=asked, win_rate_judge=JUDGE, max_new_tokens=16, out=tmp_path / "out"
     )

@@ -132,7 +132,7 @@ def evaluate_miniature(
     and the new task `rotate`. For choosing anything use `validation`, and report `test`: they have
     no prompt in common.
 
-    It takes about 1.5 s on one core for 800 answers.
+    It takes about a second on one core for 800 answers.
 
     Args:
         chat: A model that speaks the miniatures' language, a `PeftModel` too.
