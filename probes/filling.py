@@ -1,12 +1,13 @@
 """Filling caches: one run of the model over the prompts for all positions that lack a shard.
 
-While the model reads a shard, a thread beside it renders the next one and writes the last one: one
-thread, so that at most one shard waits to be written.
+While an accelerator reads a shard, a thread beside it renders the next one and writes the last one:
+one thread, so that at most one shard waits to be written. A CPU does one after the other, for both
+would want the same cores.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -77,7 +78,7 @@ def fill(pieces: Sequence[Piece], chat: ChatModel, backend: Backend, progress: b
             unit="prompt",
             disable=not progress,
         ) as bar,
-        ThreadPoolExecutor(1, thread_name_prefix="shards") as beside,
+        ThreadPoolExecutor(1) if runs_elsewhere(chat) else _AtOnce() as beside,
     ):
         ready, written = beside.submit(_asked, missing[0], locator), None
         for piece, after in zip(missing, [*missing[1:], None], strict=True):
@@ -94,6 +95,21 @@ def fill(pieces: Sequence[Piece], chat: ChatModel, backend: Backend, progress: b
                 bar.update(len(piece.chunk))
         _finish(written)
     return missing
+
+
+def runs_elsewhere(chat: ChatModel) -> bool:
+    """Whether this process's cores wait while the model runs: on an accelerator, or remotely."""
+    return chat.model.device.type != "cpu"
+
+
+class _AtOnce(Executor):
+    """Does what it is given when it is given."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        """Give the result, or raise what goes wrong."""
+        done: Future[Any] = Future()
+        done.set_result(work(*args, **options))
+        return done
 
 
 class _Asked(NamedTuple):

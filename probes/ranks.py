@@ -134,6 +134,14 @@ def deal(costs: Sequence[int], size: int) -> list[int]:
     return owner
 
 
+def uneven(costs: Sequence[int], owner: Sequence[int], size: int) -> bool:
+    """Whether somebody has more than half as much again as an even share."""
+    load = [0] * size
+    for cost, who in zip(costs, owner, strict=True):
+        load[who] += cost
+    return max(load) * size > 1.5 * sum(load)
+
+
 @contextmanager
 def _together() -> Iterator[None]:
     """Say in plain words that another process is gone."""

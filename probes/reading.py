@@ -19,7 +19,7 @@ from probes.hooks import LAST, Position
 from probes.manifest import Manifest, cache_folder
 from probes.models import ChatModel
 from probes.prompts import PromptSet
-from probes.ranks import ALONE, Ranks, deal
+from probes.ranks import ALONE, Ranks, deal, uneven
 from probes.shards import seen
 
 if TYPE_CHECKING:
@@ -90,7 +90,14 @@ def _share(
     if ranks.size == 1:
         fill(work, chat, backend, progress=True)
         return
-    owner = ranks.agreed(deal(_tokens(work, found), ranks.size) if ranks.first else [0] * len(work))
+    owner = [0] * len(work)
+    if ranks.first:
+        costs = _tokens(work, found)
+        owner = deal(costs, ranks.size)
+        if uneven(costs, owner, ranks.size):
+            log.info("%d shards are too few for %d processes to share evenly: a smaller "
+                     "--shard-size takes less time", len(work), ranks.size)  # fmt: skip
+    owner = ranks.agreed(owner)
     mine = [piece for piece, rank in zip(work, owner, strict=True) if rank == ranks.rank]
     done = fill(mine, chat, backend, progress=ranks.first)
     log.info(

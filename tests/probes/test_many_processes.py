@@ -13,7 +13,7 @@ import pytest
 
 from probes.errors import InputError
 from probes.layer_sweep import main
-from probes.ranks import ALONE, deal
+from probes.ranks import ALONE, deal, uneven
 from tests.probes import shared_sweep
 from tests.probes.test_layer_sweep import contents
 
@@ -40,7 +40,8 @@ def start(
 
 def wrote(said: str) -> dict[int, set[str]]:
     """Which shards each process says that it has written."""
-    parts = re.split(r"^rank (\d+) of \d+: ", said, flags=re.M)[1:]
+    # Not at a line's beginning alone: the first one's progress bar ends without a line's end.
+    parts = re.split(r"rank (\d+) of \d+: (?=\d+ of)", said)[1:]
     return {
         int(rank): set(re.findall(r"^  (\S+\.safetensors)$", text, flags=re.M))
         for rank, text in zip(parts[::2], parts[1::2], strict=True)
@@ -128,6 +129,9 @@ def test_work_is_dealt_evenly_and_wholly() -> None:
         assert sum(load) == sum(costs)
         best = max(sum(costs) / size, max(costs))  # no division is faster than that
         assert max(load) <= 4 / 3 * best
+        assert not uneven(costs, owner, size)
+    assert uneven([5, 5, 5], deal([5, 5, 5], 8), 8)
+    assert not uneven([0, 0], deal([0, 0], 8), 8)  # all is there already
     # Positive control: the first half and the second are far from even, where it is not.
     assert deal([9, 1, 1, 1, 1, 1, 1, 1, 1, 1], 2).count(0) == 1
 
