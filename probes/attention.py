@@ -104,9 +104,9 @@ def _configs(decoder: nn.Module) -> list[PreTrainedConfig]:
 
 def attend(
     module: nn.Module,
-    query: Float[Tensor, "1 head token d_key"],
-    key: Float[Tensor, "1 kv_head token d_key"],
-    value: Float[Tensor, "1 kv_head token d_value"],
+    query: Float[Tensor, "batch head token d_key"],
+    key: Float[Tensor, "batch kv_head key d_key"],
+    value: Float[Tensor, "batch kv_head key d_value"],
     attention_mask: object = None,
     scaling: float | None = None,
     is_causal: bool | None = None,

@@ -51,7 +51,7 @@ def capture(
         position: Which tokens to read; of several the mean. See `probes.positions`.
         layers: Blocks to read, from 0; None for all.
         max_length: Longest rendered prompt (tokens); see `probes.rendering.render`.
-        token_budget: Padded tokens in one forward pass.
+        token_budget: Tokens in one forward pass; see `capture_rows`.
 
     Returns:
         On the CPU, in the model's dtype; layers in the order given.
@@ -86,15 +86,19 @@ def capture_rows(
     token_budget: int = 4096,
     on_batch: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "prompt site d_model"]:
-    """Read the last input token of rendered prompts, in batches of like length.
+    """Read the last input token of rendered prompts.
+
+    Prompts are packed into one row, without padding, and what several begin with is computed once
+    (`probes.packing`), if the model reads them so as it does one by one (`probes.packable`). Else
+    they are read in batches of like length, padded on the right.
 
     Args:
         backend: The model.
         rows: What it reads.
         sites: Hook points to keep.
         pad_id: Fills up short rows; masked, so any id of the vocabulary will do.
-        token_budget: Padded tokens in one forward pass; a longer row runs alone. Halved whenever
-            the accelerator is out of memory.
+        token_budget: Tokens that one forward pass computes, padding included; a longer row runs
+            alone. Halved whenever the accelerator is out of memory. On a CPU passes end sooner.
         on_batch: Called after each batch with the number of its prompts.
 
     Returns:

@@ -2,18 +2,18 @@
 
 The decoder runs without its head and without a key-value cache. Each hook copies the one row that
 is wanted, or takes the means over some, on the device of its own layer, so that a full sequence
-lives no longer than its block; the run ends after the last block that is asked for.
+lives no longer than its block; the run ends after the last block that is asked for. Packed prompts
+(`probes.packing`) end within it: what follows its attention is computed of read tokens alone.
 """
 
 import sys
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from probes.attention import Plan, attending
 from probes.blocks import blocks, decoder, input_device, position_ids, reading, taps
@@ -22,17 +22,11 @@ from probes.errors import InputError
 from probes.hooks import ORDER, HookPoint, Site, check_sites
 from probes.packable import packable
 from probes.packing import Pack
-from probes.spots import Spots, spots
-from probes.tail import OUTPUT, tail
-
-Rows = dict[Site, Float[Tensor, "batch *position d_model"]]
+from probes.spots import spots
+from probes.tapping import Enough, Rows, reading_packed, reading_rows
 
 # Tokens that fill a CPU: of larger passes the intermediates leave its cache.
 ENOUGH = 768
-
-
-class _Enough(Exception):
-    """All that was asked for has been read; the later blocks need not run."""
 
 
 class TransformersBackend:
@@ -83,9 +77,9 @@ class TransformersBackend:
         device = input_device(self.decoder)
         rows: Rows = {}
         read = spots(pack, positions)
-        hooked = _reading_packed(self.blocks, sites, read, rows, self._tails)
+        hooked = reading_packed(self.blocks, sites, read, rows, self._tails)
         plan = Plan(pack, loop=device.type == "cpu")
-        with reading(self.decoder), attending(self.decoder, plan), hooked, suppress(_Enough):
+        with reading(self.decoder), attending(self.decoder, plan), hooked, suppress(Enough):
             self.decoder(
                 input_ids=pack.ids[None].to(device),
                 attention_mask=torch.ones_like(pack.ids)[None].to(device),
@@ -157,8 +151,8 @@ class TransformersBackend:
         device = input_device(self.decoder)
         mask = mask.to(device)
         rows: Rows = {}
-        hooked = _reading_rows(self.blocks, sites, positions, rows)
-        with reading(self.decoder), hooked, suppress(_Enough):
+        hooked = reading_rows(self.blocks, sites, lambda hidden: read(hidden, positions), rows)
+        with reading(self.decoder), hooked, suppress(Enough):
             self.decoder(
                 input_ids=ids.to(device),
                 attention_mask=mask,
@@ -171,107 +165,6 @@ class TransformersBackend:
 def open(model: nn.Module) -> TransformersBackend:
     """Wrap a transformers model. It is left as it is."""
     return TransformersBackend(model)
-
-
-@contextmanager
-def _reading_rows(
-    blocks: nn.ModuleList, sites: Sequence[Site], positions: Tensor, rows: Rows
-) -> Iterator[None]:
-    """Fill `rows` while the blocks run. The hooks are removed whatever happens."""
-    handles: list[RemovableHandle] = []
-    try:
-        _read_at(blocks, sites, lambda hidden: read(hidden, positions), rows, handles)
-        last = max(site.layer for site in sites)
-        if last + 1 < len(blocks):
-            handles.append(blocks[last + 1].register_forward_pre_hook(_stop))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _reading_packed(
-    blocks: nn.ModuleList, sites: Sequence[Site], wanted: Spots, rows: Rows, tails: Container[int]
-) -> Iterator[None]:
-    """As `_reading_rows`, of a packed row. The last block runs for what is read alone, if it can.
-
-    Args:
-        blocks: The decoder's.
-        sites: What to read.
-        wanted: Of which tokens.
-        rows: Is filled.
-        tails: Blocks that can.
-    """
-    last = max(site.layer for site in sites)
-    at_last = [site for site in dict.fromkeys(sites) if site.layer == last]
-    inside = any(site.point != "resid_pre" for site in at_last)
-    ends = inside and last in tails
-    stop = last + inside
-    handles: list[RemovableHandle] = []
-    try:
-        through = [site for site in sites if not (ends and site.layer == last)]
-        _read_at(blocks, through, wanted.of, rows, handles)
-        if ends:
-            _end(blocks[last], at_last, wanted, rows, handles)
-        elif stop < len(blocks):
-            handles.append(blocks[stop].register_forward_pre_hook(_stop))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _end(
-    block: nn.Module,
-    sites: Sequence[Site],
-    wanted: Spots,
-    rows: Rows,
-    handles: list[RemovableHandle],
-) -> None:
-    """Take a block over once its heads have attended, finish what is read, and run no further."""
-    rest = tail(block)
-    assert rest is not None
-    inputs: list[Tensor] = []
-
-    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs.append(args[0] if args else kwargs["hidden_states"])
-
-    def finish(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not inputs:  # called by itself, below
-            return
-        pre, heads = inputs.pop(), args[0]
-        found: dict[Site, list[Tensor]] = {site: [] for site in sites}
-        for column in wanted.columns:
-            kept, among = column.alone()
-            kept = kept.to(pre.device)
-            points = rest(pre[:, kept], heads[:, kept])
-            for site in sites:
-                found[site].append(among.read(points[site.point][0]))
-        for site in sites:
-            rows[site] = wanted.together(found[site])
-        raise _Enough
-
-    handles.append(block.register_forward_pre_hook(keep, with_kwargs=True))
-    handles.append(block.get_submodule(OUTPUT).register_forward_pre_hook(finish))
-
-
-def _read_at(
-    blocks: nn.ModuleList,
-    sites: Sequence[Site],
-    read: Callable[[Tensor], Tensor],
-    rows: Rows,
-    handles: list[RemovableHandle],
-) -> None:
-    """Have `read` take of each site what it wants, while the blocks run."""
-    for site in dict.fromkeys(sites):
-        name, side = taps(blocks[site.layer])[site.point]
-        module = blocks[site.layer].get_submodule(name)
-        if side == "input":
-            hook = _on_input(site, read, rows)
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-        else:
-            handles.append(module.register_forward_hook(_on_output(site, read, rows)))
 
 
 @contextmanager
@@ -294,24 +187,6 @@ def _change(edit: Edit) -> Callable[..., Tensor | tuple[Any, ...]]:
         return edit(output) if isinstance(output, Tensor) else (edit(output[0]), *output[1:])
 
     return hook
-
-
-def _on_input(site: Site, read: Callable[[Tensor], Tensor], rows: Rows) -> Callable[..., None]:
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rows[site] = read(args[0] if args else kwargs["hidden_states"])
-
-    return hook
-
-
-def _on_output(site: Site, read: Callable[[Tensor], Tensor], rows: Rows) -> Callable[..., None]:
-    def hook(_module: nn.Module, _args: object, output: Tensor | tuple[Any, ...]) -> None:
-        rows[site] = read(output if isinstance(output, Tensor) else output[0])
-
-    return hook
-
-
-def _stop(_module: nn.Module, _args: object) -> NoReturn:
-    raise _Enough
 
 
 def read(

@@ -343,4 +343,4 @@ def test_other_attention_is_refused(kwargs: dict[str, object]) -> None:
         with pytest.raises(UnpackableError):
             attention.attend(layer, heads, heads, heads, **kwargs)  # type: ignore[arg-type]
         with pytest.raises(UnpackableError, match="other tokens"):
-            attention.attend(layer, heads, heads.repeat(1, 1, 2, 1), heads)
+            attention.attend(layer, heads, twice := heads.repeat(1, 1, 2, 1), twice)
