@@ -4,7 +4,7 @@
 #                 whether the model uses what the probe reads; minutes
 #   make train    fine-tune on untrusted data with the frozen probe as critic, and evaluate
 #   make compare  every defence, critic and attack on the miniatures: an hour and a half
-#   make critics  judges, categories, attackers who know the probe, betas by a search, chains of
+#   make critics  good and bad critics, judges, categories, attackers who know the probe, betas, chains of
 #                 fine-tunings: the miniature llama, three seeds; an hour or more
 #   make test     the tests            make check   lint, format, types, one-way imports, spelling
 #   make figures  redraw figures/ from the committed tables
@@ -44,7 +44,7 @@ compare: .venv/.base
 critics: .venv/.base
 	$(BIN)/python -m regularize.judge_calls
 	$(BIN)/python -m probes.category_probe --positions last-input-token content-mean
-	for experiment in judges categories adaptive; do $(BIN)/python -m regularize.compare \
+	for experiment in critics judges categories adaptive; do $(BIN)/python -m regularize.compare \
 		--experiments $$experiment --models miniature/llama --out runs/$$experiment || exit; done
 	$(BIN)/python -m regularize.beta_search
 	$(BIN)/python -m regularize.chain

@@ -30,8 +30,8 @@ PLAIN_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
-# Stands for the user's words where only the template's own tokens are wanted.
-PLACEHOLDER = "x"
+# Stand for the user's words where only the template's own tokens are wanted.
+PLACEHOLDER, ANOTHER = "x", "0"
 
 
 class Rendered(NamedTuple):
@@ -80,8 +80,15 @@ def render(
     if max_length is None or len(ids) <= max_length:
         return Rendered(tuple(ids), len(ids) - 1, truncated=False)
 
-    n_head = _common(ids, _ids(tokenizer, _without(messages, "first")))
-    n_tail = _common(ids[:n_head:-1], _ids(tokenizer, _without(messages, "last"))[::-1])
+    # Of two, for the user's words may begin or end as one of them does.
+    n_head = min(
+        _common(ids, _ids(tokenizer, _without(messages, "first", other)))
+        for other in (PLACEHOLDER, ANOTHER)
+    )
+    n_tail = min(
+        _common(ids[:n_head:-1], _ids(tokenizer, _without(messages, "last", other))[::-1])
+        for other in (PLACEHOLDER, ANOTHER)
+    )
     room = max_length - n_head - n_tail
     if room < 1:
         raise InputError(

@@ -4,7 +4,7 @@ from datetime import date
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import (
     AutoTokenizer,
@@ -162,6 +162,8 @@ def test_a_template_that_writes_bos_twice_is_refused() -> None:
     system=st.none() | st.text(max_size=20),
     room=st.integers(1, 200),
 )
+@example(text="0x", system=None, room=1)  # they begin or end as what stands for them does
+@example(text="x0", system=None, room=1)
 def test_truncation_keeps_head_and_generation_prompt(
     text: str, system: str | None, room: int
 ) -> None:
