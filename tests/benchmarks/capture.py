@@ -120,6 +120,9 @@ SLOW = {"rounds": 2}
 SINGLY = Baseline(
     "transformers, one by one, no head", partial(hidden_states, head=False, size=1, by_length=False)
 )
+PADDED = Baseline(
+    "transformers, padded, with head", partial(hidden_states, head=True, by_length=False), **SLOW
+)
 SORTED = Baseline(
     "transformers, sorted, no head", partial(hidden_states, head=False, by_length=True)
 )
@@ -132,9 +135,10 @@ CAREFUL = (SORTED, NNSIGHT_STOPPED)
 LADDER = (
     SINGLY._replace(memory=False),
     Baseline(
-        "transformers, padded, with head", partial(hidden_states, head=True, by_length=False),
-        **SLOW,
+        "transformers, one by one, with head",
+        partial(hidden_states, head=True, size=1, by_length=False), memory=False, **SLOW,
     ),
+    PADDED,
     SORTED,
     Baseline("TransformerBridge, names_filter", _lens, LENS, **SLOW),
     Baseline(
@@ -162,7 +166,7 @@ WORKLOADS = (
     Workload("Qwen2 (grouped heads, biases), 64 prompts", QWEN2, chats(64), CAREFUL),
     Workload("Phi-3 (fused qkv), 64 prompts", PHI3, chats(64), CAREFUL),
     Workload("mostly body (head 3.5 %), 12 prompts", BODY, chats(12),
-             (LADDER[1], SORTED, NNSIGHT_STOPPED)),
+             (PADDED, SORTED, NNSIGHT_STOPPED)),
     Workload("5 prompts of 600 to 1000 tokens", LLAMA, chats(5, 600, 1000),
              (SINGLY, SORTED, NNSIGHT_STOPPED), batch=4),
     Workload("24 prompts, few-shot header of 200 tokens", LLAMA, chats(24, 220, 260, shared=200),
