@@ -57,7 +57,8 @@ def fuse(model: nn.Module) -> int:
     """Have the adapted linear layers of a peft model compute in one piece where they can.
 
     A layer that cannot, and a pass in which it cannot, goes through peft as before: under autocast,
-    with several adapters, dropout, DoRA and its kin, quantised or trained weights, merged or off.
+    with several adapters, dropout, DoRA and its kin, quantised or trained weights, merged or off,
+    or with a hook on a part of it.
 
     Returns:
         How many layers may.
@@ -95,9 +96,20 @@ def _forward(layer: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
         or b.bias is not None
         or not x.dtype == base.weight.dtype == a.weight.dtype == b.weight.dtype
         or torch.is_autocast_enabled(x.device.type)
+        or any(map(_watched, (base, a, b)))
     ):
         return _theirs(layer, x)
     return adapted(x, base.weight, base.bias, a.weight, b.weight, layer.scaling[name])
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether somebody waits for a module to be called."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def _theirs(layer: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:

@@ -106,3 +106,21 @@ def test_trained_weights_are_left_to_peft():
     model = tuned()
     model.base_model.model.first.base_layer.weight.requires_grad_()
     assert lora.fuse(model) == 1
+
+
+@pytest.mark.parametrize("part", ["base_layer", "lora_A.default", "lora_B.default"])
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
+def test_hooks_on_its_parts_are_called(part, kind):
+    model = tuned()
+    lora.fuse(model)
+    seen = []
+    module = model.base_model.model.second.get_submodule(part)
+    handle = getattr(module, f"register_{kind}_hook")(lambda *_: seen.append(1))
+    x = torch.randn(5, 6)
+    with_hook = outcome(model, x)
+    assert seen == [1]
+    handle.remove()
+    model.zero_grad()
+    for one, other in zip(outcome(model, x), with_hook, strict=True):
+        torch.testing.assert_close(one, other)
+    assert seen == [1]
