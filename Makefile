@@ -3,7 +3,7 @@
 #   make evidence the same with all that can be asked of it: shuffled labels, other positions, and
 #                 whether the model uses what the probe reads; minutes
 #   make train    fine-tune on untrusted data with the frozen probe as critic, and evaluate
-#   make compare  every defence, critic and attack on the miniatures: an hour and a half
+#   make compare  every defence and attack on the miniatures, three seeds: 38 minutes on two cores
 #   make critics  good and bad critics, judges, categories, attackers who know the probe, betas, chains of
 #                 fine-tunings: the miniature llama, three seeds; an hour or more
 #   make test     the tests            make check   lint, format, types, one-way imports, spelling
