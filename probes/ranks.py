@@ -99,6 +99,11 @@ def started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
+def launched_with(what: str) -> bool:
+    """Whether `accelerate launch` asks for FSDP, or DEEPSPEED."""
+    return os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() in ("true", "1", "yes")
+
+
 def own_device() -> str | None:
     """The accelerator of this process where several share a machine, as `cuda:1`; else None.
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from probes.errors import InputError
+from probes.ranks import launched_with
 from regularize.defences import Defence
 
 if TYPE_CHECKING:
@@ -44,12 +45,7 @@ MOVES = (0.01, 0.1, 1.0)
 
 def asked(args: TrainingArguments) -> bool:
     """Whether the arguments, or `accelerate launch`, ask for FSDP."""
-    return bool(args.fsdp) or launched()
-
-
-def launched() -> bool:
-    """Whether `accelerate launch` asks for FSDP."""
-    return _environment("ACCELERATE_USE_FSDP")
+    return bool(args.fsdp) or launched_with("FSDP")
 
 
 def refuse(args: TrainingArguments, defence: Defence) -> None:
@@ -62,7 +58,7 @@ def refuse(args: TrainingArguments, defence: Defence) -> None:
     Raises:
         InputError: DeepSpeed, FSDP1, one process, or what reads the model between two steps.
     """
-    if args.deepspeed or _environment("ACCELERATE_USE_DEEPSPEED"):
+    if args.deepspeed or launched_with("DEEPSPEED"):
         raise InputError(
             "DeepSpeed takes the head apart, which the loss reads whole: shard with FSDP instead "
             "(torchrun ... -m regularize.train --fsdp)"
@@ -227,7 +223,3 @@ def load_whole_state(model: Any, checkpoint: Path) -> None:
     if lacking := sorted(trained - state.keys()):
         raise InputError(f"{path} is of another adapter: it has no {lacking[0]}")
     set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))
-
-
-def _environment(name: str) -> bool:
-    return os.environ.get(name, "false").lower() in ("true", "1", "yes")

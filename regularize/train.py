@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from probes.errors import InputError
+from probes.ranks import launched_with
 from regularize import critics, defences
 from regularize.critics import Critic
 from regularize.critics.probe import ProbeCritic, probe_of
@@ -234,11 +235,7 @@ class TrainConfig:
     @property
     def sharded(self) -> bool:
         """Whether --fsdp, or `accelerate launch --use_fsdp`, shares the model out."""
-        if self.fsdp:
-            return True
-        from regularize.sharding import launched
-
-        return launched()
+        return self.fsdp or launched_with("FSDP")
 
     @property
     def whole(self) -> bool:

@@ -180,7 +180,8 @@ def test_training_prompts_meet_neither_evaluation_nor_the_probes_own():
 
 
 def test_the_critics_of_the_arms(config: CompareConfig):
-    runs = {run.arm.critic: run for run in grid.runs(CompareConfig())}
+    named = replace(CompareConfig(), experiments=("critics",))
+    runs = {run.arm.critic: run for run in grid.runs(named)}
     assert grid.critic_of(runs["none"], config) is None
     assert isinstance(grid.critic_of(runs["label"], config), LabelCritic)
     few = grid.critic_of(runs["probe-32"], config)
