@@ -1,12 +1,36 @@
 """Rendered prompts in batches of like length, that grow smaller where memory runs out."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from probes.errors import InputError
 from probes.packing import in_order, packs, size
 from probes.rendering import Rendered
+
+
+def padded(
+    rows: Sequence[Rendered], pad: int, side: Literal["left", "right"]
+) -> tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"]]:
+    """Ids, and a mask that is 0 at padding.
+
+    Args:
+        rows: The prompts.
+        pad: Fills up short rows; masked, so any id of the vocabulary will do.
+        side: Where the padding goes. On the left, all prompts end in one column.
+    """
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        n = len(row.ids)
+        place = slice(width - n, width) if side == "left" else slice(n)
+        ids[i, place] = torch.tensor(row.ids)
+        mask[i, place] = 1
+    return ids, mask
 
 
 def in_batches(

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from probes.backends import Backend, PackingBackend, open_backend
-from probes.batches import in_batches, in_packs
+from probes.batches import in_batches, in_packs, padded
 from probes.errors import InputError
 from probes.hooks import LAST, HookPoint, Position, Site, check_position, sites
 from probes.packing import pack
@@ -166,15 +166,15 @@ def _captured(
 
     limit = _packable(backend, rows)
     packed = [i for i, row in enumerate(rows) if len(row.ids) <= limit]
-    padded = [i for i, row in enumerate(rows) if len(row.ids) > limit]
-    if padded:
+    longer = [i for i, row in enumerate(rows) if len(row.ids) > limit]
+    if longer:
 
         def capture_padded(places: list[int]) -> None:
-            batch = [padded[i] for i in places]
+            batch = [longer[i] for i in places]
             keep(batch, _read([rows[i] for i in batch], positions[batch], backend, sites, pad_id))
 
         in_batches(
-            [rows[i] for i in padded],
+            [rows[i] for i in longer],
             capture_padded,
             token_budget=token_budget,
             advice=ADVICE,
@@ -221,10 +221,4 @@ def _read(
     sites: Sequence[Site],
     pad_id: int,
 ) -> Float[Tensor, "batch site *position d_model"]:
-    width = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = torch.tensor(row.ids)
-        mask[i, : len(row.ids)] = 1
-    return backend.capture(ids, mask, positions, sites)
+    return backend.capture(*padded(rows, pad_id, "right"), positions, sites)

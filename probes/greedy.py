@@ -6,9 +6,8 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
-from probes.batches import in_batches
+from probes.batches import in_batches, padded
 from probes.blocks import position_ids
 from probes.edits import Edit, EditingBackend, check_edits
 from probes.models import ChatModel
@@ -73,7 +72,7 @@ def _batch(
     stops: Sequence[int],
     new_tokens: int,
 ) -> list[list[int]]:
-    new, mask = padded(rows, pad_id)
+    new, mask = padded(rows, pad_id, "left")
     positions, past, columns = position_ids(mask), None, []
     ended = torch.zeros(len(rows), dtype=torch.bool)
     for _ in range(new_tokens):
@@ -87,17 +86,6 @@ def _batch(
         mask = torch.cat([mask, torch.ones_like(new)], dim=1)
         positions = positions[:, -1:] + 1
     return [until(answer, stops) for answer in torch.cat(columns, dim=1).tolist()]
-
-
-def padded(rows: Sequence[Rendered], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask [batch, token], padded on the left, so that all prompts end in one column."""
-    width = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row.ids) :] = torch.tensor(row.ids)
-        mask[i, width - len(row.ids) :] = 1
-    return ids, mask
 
 
 def stops_of(chat: ChatModel) -> list[int]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from probes.attention import Plan, attending
+from probes.batches import padded
 from probes.blocks import blocks, input_device, position_ids, reading
 from probes.errors import InputError
 from probes.packing import MIN_SHARED, Pack, Segment, pack
@@ -71,14 +72,9 @@ def _try(decoder: nn.Module, longest: int) -> Packable:
 
 def _compared(decoder: nn.Module, longest: int) -> Packable:
     rows = _rows(decoder)
-    width = max(len(row.ids) for row in rows)
     device = input_device(decoder)
     n_blocks = len(blocks(decoder))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = torch.tensor(row.ids)
-        mask[i, : len(row.ids)] = 1
+    ids, mask = padded(rows, 0, "right")
     alone = _outputs(decoder, ids.to(device), mask.to(device), None)
     packed = _with_far_token(pack(rows), longest - 1)
     plan = Plan(packed, loop=device.type == "cpu", longest=longest, plain=longest)

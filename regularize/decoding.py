@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from probes.batches import padded
 from probes.blocks import input_device, position_ids
-from probes.greedy import padded
 from probes.rendering import Rendered
 from regularize.model import base_of
 
@@ -103,7 +103,7 @@ class Decoder:
         n = len(self.prefix)
         if n:
             cache.batch_repeat_interleave(len(rows))
-        ids, own = padded([row._replace(ids=row.ids[n:]) for row in rows], self.pad)
+        ids, own = padded([row._replace(ids=row.ids[n:]) for row in rows], self.pad, "left")
         mask = torch.cat([own.new_ones(len(rows), n), own], dim=1)
         positions = n + position_ids(own)
         for step in range(ending.new):

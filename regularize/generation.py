@@ -21,11 +21,11 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from probes.batches import in_batches
+from probes.batches import in_batches, padded
 from probes.blocks import input_device, reading
 from probes.capture import pad_id
 from probes.errors import InputError
-from probes.greedy import padded, stops_of
+from probes.greedy import stops_of
 from probes.models import ChatModel, context_length
 from probes.prompts import Message
 from probes.rendering import Rendered, render
@@ -172,7 +172,7 @@ def _generate(
 ) -> list[list[int]]:
     """As `Decoder.decode`, by transformers' own loop, which knows every model."""
     device = input_device(model)
-    ids, mask = padded(rows, pad)
+    ids, mask = padded(rows, pad, "left")
     config = GenerationConfig(
         max_new_tokens=ending.new,
         do_sample=False,  # `_Chosen` leaves one token to choose

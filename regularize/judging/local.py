@@ -102,10 +102,9 @@ class Local(Judge):
         """
         import torch
 
-        from probes.batches import in_batches
+        from probes.batches import in_batches, padded
         from probes.blocks import input_device, position_ids, reading
         from probes.capture import pad_id
-        from probes.greedy import padded
         from probes.models import context_length
         from probes.rendering import Rendered
         from regularize.generation import head_read_once
@@ -123,7 +122,7 @@ class Local(Judge):
         rows = [Rendered(begun[i].ids, len(begun[i].ids) - 1, truncated=False) for i in fits]
 
         def score(batch: list[int]) -> None:
-            ids, mask = padded([rows[i] for i in batch], pad)
+            ids, mask = padded([rows[i] for i in batch], pad, "left")
             logits = model(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),

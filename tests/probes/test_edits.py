@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from probes import models
+from probes.batches import padded
 from probes.blocks import position_ids
 from probes.capture import pad_id
 from probes.edits import Edit, check_edits, open_editing, unit
 from probes.errors import InputError
-from probes.greedy import greedy, padded, stops_of
+from probes.greedy import greedy, stops_of
 from probes.models import weights_fingerprint
 from probes.rendering import Rendered, render
 from tests.conftest import make_model
@@ -183,7 +184,7 @@ def test_three_libraries_answer_alike_with_the_shipped_weights() -> None:
 
 
 def test_padding_is_on_the_left() -> None:
-    ids, mask = padded(ROWS, 5)
+    ids, mask = padded(ROWS, 5, "left")
     assert ids[2].tolist() == [5] * 6 + [9] and mask[2].tolist() == [0] * 6 + [1]
 
 

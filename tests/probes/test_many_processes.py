@@ -16,6 +16,7 @@ from probes.layer_sweep import main
 from probes.ranks import ALONE, deal, uneven
 from tests.probes import shared_sweep
 from tests.probes.test_layer_sweep import contents
+from tests.torchrun import started
 
 ROOT = Path(__file__).parents[2]
 SHARDS = 8 + 3
@@ -26,16 +27,7 @@ def start(
     folder: Path, out: str, *, processes: int = 2, dies: str = "nobody"
 ) -> subprocess.CompletedProcess[str]:
     """The sweep under torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return subprocess.run(
-        [*command, f"--nproc-per-node={processes}", "-m", shared_sweep.__name__,
-         str(folder), out, dies],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )  # fmt: skip
+    return started(shared_sweep.__name__, str(folder), out, dies, processes=processes, timeout=150)
 
 
 def wrote(said: str) -> dict[int, set[str]]:

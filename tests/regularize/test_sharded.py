@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from probes import models
@@ -28,9 +23,9 @@ from regularize.train import TrainConfig
 from tests.conftest import make_tokenizer
 from tests.regularize.sharded import CASES, command, end_of
 from tests.regularize.training import ROWS, adapted, distance, tiny, trained
+from tests.torchrun import of_two, started, trained_by_two
 
 SAME = 2e-5
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -40,24 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny().save_pretrained(found / "model")
     make_tokenizer().save_pretrained(found / "model")
     (found / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         "-m", "tests.regularize.sharded", str(found)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (found / "rank-1").exists()
-    return found
-
-
-def of_two(folder: Path, name: str) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return tensors, json.loads(file.metadata()["log"])
+    return trained_by_two("tests.regularize.sharded", found)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -116,17 +94,13 @@ def test_accelerate_launch_shards_as_well(folder: Path, tmp_path: Path) -> None:
              "--dynamo_backend=no", "--fsdp_version=2", "--fsdp_state_dict_type=FULL_STATE_DICT",
              "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP", "--main_process_port=0"]  # fmt: skip
     config = command(folder, full=False)
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *asked, "-m", "regularize.train",
-         "--model", config.model, "--data", str(config.data), "--out", str(tmp_path / "ft"),
-         "--cache", str(tmp_path / "cache"), "--epochs", "1", "--batch-size", "2",
-         "--learning-rate", str(config.learning_rate), "--reference", "adapter-off",
-         "critic:column"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
+    done = started(
+        "regularize.train",
+        "--model", config.model, "--data", str(config.data), "--out", str(tmp_path / "ft"),
+        "--cache", str(tmp_path / "cache"), "--epochs", "1", "--batch-size", "2",
+        "--learning-rate", str(config.learning_rate), "--reference", "adapter-off",
+        "critic:column",
+        launcher=("accelerate.commands.launch", *asked), timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     ours = load_file(tmp_path / "ft" / "adapter_model.safetensors")

@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import ast
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
-from torch import Tensor
 
 from tests.regularize.training import distance
 from tests.regularize.two_processes import CASES, end_of
+from tests.torchrun import of_two, trained_by_two
 
 SAME = 2e-5
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have trained all cases."""
-    found = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, "-m", "tests.regularize.two_processes", str(found)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (found / "rank-1").exists()
-    return found
-
-
-def of_two(folder: Path, name: str) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return tensors, ast.literal_eval(file.metadata()["log"])
+    return trained_by_two("tests.regularize.two_processes", tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("name", CASES)

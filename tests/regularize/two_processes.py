@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -83,7 +84,7 @@ def main(folder: Path) -> None:
         end, log = end_of(name, folder, processes=processes)
         assert len({str(entry) for entry in log}) > 1
         if rank == 0:
-            save_file(end, folder / f"{name}.safetensors", {"log": repr(log)})
+            save_file(end, folder / f"{name}.safetensors", {"log": json.dumps(log)})
     (folder / f"rank-{rank}").touch()
 
 
