@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from probes.errors import InputError
 from probes.hooks import HookPoint
+from probes.onednn import ByOneDNN
 
 
 class Tap(NamedTuple):
@@ -113,7 +114,7 @@ def reading(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), ByOneDNN():
             yield
     finally:
         for module in training:

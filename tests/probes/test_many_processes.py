@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import torch
 
 from probes.errors import InputError
 from probes.layer_sweep import main
@@ -42,10 +43,15 @@ def wrote(said: str) -> dict[int, set[str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where one process has swept."""
+    """Where one process has swept, with one thread, as each of several has."""
     found = tmp_path_factory.mktemp("shared")
     shared_sweep.write(found)
-    main(shared_sweep.config(found, "one"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        main(shared_sweep.config(found, "one"))
+    finally:
+        torch.set_num_threads(threads)
     return found
 
 

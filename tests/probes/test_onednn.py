@@ -1,0 +1,131 @@
+"""Linear maps by oneDNN are linear maps, and are left to PyTorch where they must be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from probes import onednn
+from probes.blocks import reading
+from probes.onednn import ByOneDNN
+
+needs_it = pytest.mark.skipif(onednn._pointwise is None, reason="no oneDNN or no AVX-512 here")
+Called = list[tuple[int, ...]]
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> Called:
+    """Shapes of what the operator was given."""
+    found: Called = []
+    real = onednn._pointwise
+
+    def counted(x: Tensor, *rest: object) -> Tensor:
+        found.append(tuple(x.shape))
+        return real(x, *rest)
+
+    monkeypatch.setattr(onednn, "_pointwise", counted)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+@needs_it
+@given(
+    batch=st.lists(st.integers(1, 3), max_size=2), rows=st.integers(64, 200),
+    d_in=st.integers(200, 300), d_out=st.integers(170, 300), bias=st.booleans(),
+)  # fmt: skip
+def test_it_is_the_map_in_exact_arithmetic(
+    batch: list[int], rows: int, d_in: int, d_out: int, bias: bool
+) -> None:
+    x, weight = drawn(*batch, rows, d_in), drawn(d_out, d_in)
+    b = drawn(d_out) if bias else None
+    exact = x.double() @ weight.double().T + (b.double() if b is not None else 0)
+    with torch.inference_mode(), ByOneDNN():
+        found = linear(x, weight, b)
+    assert found.shape == exact.shape
+    # |sum of n rounded products| is off by at most n eps sum |x w|; by far less in fact.
+    bound = x.double().abs() @ weight.double().abs().T + 1
+    assert ((found - exact).abs() <= 8 * torch.finfo(torch.float32).eps * bound).all()
+    # Positive control: the bound tells a single weight that is off.
+    weight[0, 0] += 0.01
+    off = x.double() @ weight.double().T + (b.double() if b is not None else 0)
+    assert not ((found - off).abs() <= 8 * torch.finfo(torch.float32).eps * bound).all()
+
+
+@needs_it
+def test_a_layer_comes_to_it_and_rows_and_threads_change_no_bit(called: Called) -> None:
+    layer, x = nn.Linear(512, 256), drawn(1, 300, 512)
+    with reading(layer):
+        torch.set_num_threads(2)
+        both = layer(x)
+        torch.set_num_threads(1)
+        some = layer(x[:, 17:61])
+    assert called == [(1, 300, 512), (1, 44, 512)]
+    assert torch.equal(both[:, 17:61], some)
+
+
+@needs_it
+@pytest.mark.parametrize(
+    ("why", "x", "weight"),
+    [
+        ("float64", drawn(300, 512, dtype=torch.float64), drawn(256, 512, dtype=torch.float64)),
+        ("bfloat16", drawn(300, 512, dtype=torch.bfloat16), drawn(256, 512, dtype=torch.bfloat16)),
+        ("few rows", drawn(2, 512), drawn(256, 512)),
+        ("a vector of weights", drawn(9000, 512), drawn(512)),
+        ("meta", drawn(300, 512).to("meta"), drawn(256, 512).to("meta")),
+    ],
+    ids=lambda it: it if isinstance(it, str) else "",
+)
+def test_others_are_left_to_pytorch(why: str, x: Tensor, weight: Tensor, called: Called) -> None:
+    with torch.inference_mode(), ByOneDNN():
+        found = linear(x, weight)
+    assert not called
+    if why != "meta":
+        torch.testing.assert_close(found, linear(x, weight), rtol=0, atol=0)
+
+
+@needs_it
+def test_gradients_and_what_it_is_not_entered_for_are_pytorchs(called: Called) -> None:
+    layer, x = nn.Linear(512, 256), drawn(300, 512)
+    with ByOneDNN():
+        layer(x).sum().backward()
+    assert not called and layer.weight.grad is not None
+    with torch.inference_mode():
+        layer(x)
+    assert not called
+
+
+@needs_it
+def test_wrong_shapes_get_an_error_of_torchs() -> None:
+    with torch.inference_mode(), ByOneDNN(), pytest.raises(RuntimeError):
+        linear(drawn(300, 511), drawn(256, 512))
+
+
+def test_without_the_operator_all_is_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "_pointwise", None)
+    x, weight = drawn(300, 512), drawn(256, 512)
+    with torch.inference_mode(), ByOneDNN():
+        found = linear(x, weight)
+    assert torch.equal(found, linear(x, weight))
+
+
+def test_it_is_looked_for_where_the_processor_has_the_instructions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert onednn._operator() is None
