@@ -20,7 +20,8 @@ class ByOneDNN(TorchFunctionMode):
     """While it is entered, x W^T + b of plain float32 tensors on the CPU is oneDNN's.
 
     The same in exact arithmetic, rounded otherwise. Without gradients alone: the operator, which is
-    also what `torch.compile` makes of a linear layer, has none.
+    also what `torch.compile` makes of a linear layer, has none. Nothing is done where oneDNN is
+    switched off (`torch.backends.mkldnn.enabled = False`).
     """
 
     def __torch_function__(
@@ -54,6 +55,7 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         and weight.ndim == 2
         and x.numel() * len(weight) >= WORTH_IT
         and not torch.is_grad_enabled()
+        and bool(torch.backends.mkldnn.enabled)
         and all(map(_plain, (x, weight) if bias is None else (x, weight, bias)))
     )
 

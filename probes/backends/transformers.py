@@ -26,7 +26,7 @@ from probes.spots import spots
 from probes.tapping import Enough, Rows, reading_packed, reading_rows
 
 # Tokens that fill a CPU: of larger passes the intermediates leave its cache.
-ENOUGH = 768
+ENOUGH = 1024
 
 
 class TransformersBackend:

@@ -113,6 +113,19 @@ def _nnsight(built: Built, *, by_length: bool, stop: bool) -> Against:
     return Against(partial(elsewhere.trace, wrapped, padded, built.layers, stop=stop))
 
 
+def _by_pytorch(built: Built) -> Against:
+    """Ours, with the matrix products that everything else has."""
+
+    def job() -> Tensor:
+        torch.backends.mkldnn.enabled = False
+        try:
+            return ours(built)()
+        finally:
+            torch.backends.mkldnn.enabled = True
+
+    return Against(job)
+
+
 LENS, NNSIGHT = ("transformer_lens",), ("nnsight",)
 TUNED = {"left": True, "pos_slice": -1, "by_length": True}
 SLOW = {"rounds": 2}
@@ -130,7 +143,8 @@ LENS_STOPPED = Baseline("TransformerBridge, sorted, stop_at_layer", partial(_len
 NNSIGHT_STOPPED = Baseline(
     "nnsight, sorted, stop", partial(_nnsight, by_length=True, stop=True), NNSIGHT
 )
-CAREFUL = (SORTED, NNSIGHT_STOPPED)
+NO_ONEDNN = Baseline("ours, without oneDNN", _by_pytorch, memory=False)
+CAREFUL = (SORTED, NNSIGHT_STOPPED, NO_ONEDNN)
 """What one uses who knows each library well."""
 LADDER = (
     SINGLY._replace(memory=False),
@@ -157,6 +171,7 @@ LADDER = (
         "nnsight", partial(_nnsight, by_length=False, stop=False), NNSIGHT, memory=False, **SLOW
     ),
     NNSIGHT_STOPPED,
+    NO_ONEDNN,
 )  # fmt: skip
 WORKLOADS = (
     Workload("Llama, 64 prompts", LLAMA, chats(64), LADDER, rounds=5, memory=True),

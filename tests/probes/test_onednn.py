@@ -100,14 +100,22 @@ def test_others_are_left_to_pytorch(why: str, x: Tensor, weight: Tensor, called:
 
 
 @needs_it
-def test_gradients_and_what_it_is_not_entered_for_are_pytorchs(called: Called) -> None:
+def test_gradients_and_what_it_is_not_switched_on_for_are_pytorchs(
+    called: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer, x = nn.Linear(512, 256), drawn(300, 512)
     with ByOneDNN():
         layer(x).sum().backward()
     assert not called and layer.weight.grad is not None
     with torch.inference_mode():
         layer(x)
+    with monkeypatch.context() as off, torch.inference_mode(), ByOneDNN():
+        off.setattr(torch.backends.mkldnn, "enabled", False)
+        layer(x)
     assert not called
+    with torch.inference_mode(), ByOneDNN():
+        layer(x)
+    assert called
 
 
 @needs_it
