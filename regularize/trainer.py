@@ -26,23 +26,18 @@ import torch
 from accelerate.utils import broadcast  # type: ignore[import-untyped]
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from probes.capture import pad_id
 from probes.errors import InputError
-from probes.models import ChatModel, load
-from regularize import lora, sharding
+from regularize import sharding
 from regularize.collate import collate
 from regularize.critics import Critic, Risks
 from regularize.data import Example, encode, examples
 from regularize.defences import At, Defence, Given, Weights, check_given
 from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.live import Reassessing
+from regularize.logged import Sums, of_steps
 from regularize.losses import regularized
 from regularize.model import (
     Capture,
@@ -55,6 +50,7 @@ from regularize.model import (
     refuse_prompt_learning,
 )
 from regularize.passes import constants
+from regularize.policy import adapted, chat_of, place
 from regularize.prepare import Prepared, plain, prepare
 from regularize.reference import (
     AdapterOff,
@@ -72,9 +68,6 @@ from regularize.turns import Turns
 
 STATE = "risk_state.json"
 STEPS = "defence_state.safetensors"
-MEANS = {"nll": "tokens", "kl": "tokens", "risk": "examples", "beta": "examples"}
-"""What is logged, and what it is a mean over."""
-LOGGED = ("loss", *MEANS, "grad_norm")
 
 
 class RegularizedTrainer(ShardedTrainer):
@@ -140,16 +133,16 @@ class RegularizedTrainer(ShardedTrainer):
         self.defence = AdaptiveKL() if defence is None else defence
         self.may_shard(args, self.defence)
         check_given(self.defence, {"base": base, "safe": safe, "harmful": harmful})
-        chat = _chat(model, processing_class, args)
+        chat = chat_of(model, processing_class, args)
         policy: nn.Module = chat.model
         # Where Trainer would move it later: risks and reference are computed there, and a copy or
         # a head that is kept stays there.
-        _place(policy, args.device)
+        place(policy, args.device)
         source: nn.Module = policy  # of what the reference says
         known_by = chat
         if reference_model is not None:
             refuse_other(reference_model, policy, self.defence, reference)
-            _place(reference_model, args.device)
+            place(reference_model, args.device)
             source, known_by = reference_model, replace(chat, model=reference_model)
         if not isinstance(train_dataset, Prepared):
             with adapter_off(source):
@@ -204,7 +197,7 @@ class RegularizedTrainer(ShardedTrainer):
                 source, rows, self.defence.of_reference, pad=pad, progress=not args.disable_tqdm
             )
         if peft_config is not None:
-            policy = _adapted(chat.model, peft_config, args.seed)
+            policy = adapted(chat.model, peft_config, args.seed)
         refuse_prompt_learning(policy)
         head_of(policy)
         self._states = Capture(policy, longest=max(len(row.input_ids) for row in rows))
@@ -217,7 +210,7 @@ class RegularizedTrainer(ShardedTrainer):
         self._micro_batches = 1
         self._step_risk: float | None = None
         self._smoothed: float | None = None
-        self._sums: dict[str, Tensor] = {}
+        self._sums = Sums()
         held_out = None
         if eval_dataset is not None:
             held_out = plain(_examples(eval_dataset), chat, max_length=max_length)
@@ -266,7 +259,9 @@ class RegularizedTrainer(ShardedTrainer):
             )
         )
         if model.training:
-            self._record(inputs, weights, nll=terms.nll, kl=terms.kl)
+            self._sums.add(
+                risk=self._risk_of(inputs), beta=weights.beta, nll=terms.nll, kl=terms.kl
+            )
         loss = terms.loss / (len(terms.nll) if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP takes the mean over processes
@@ -386,25 +381,10 @@ class RegularizedTrainer(ShardedTrainer):
             seed=args.seed,
         )
 
-    def _record(self, inputs: dict[str, Tensor], weights: Weights, **terms: Tensor) -> None:
-        """Add to the sums that the next log takes the means of."""
-        found = {
-            "risk": self._risk_of(inputs).sum(),
-            "beta": weights.beta.sum(),
-            "examples": torch.tensor(float(len(weights.beta)), device=weights.beta.device),
-            "tokens": torch.tensor(float(len(terms["nll"])), device=weights.beta.device),
-            **{name: value.sum() for name, value in terms.items()},
-        }
-        for name, value in found.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
-
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         """NLL and KL (nats per answer token), mean risk and mean beta since the last log."""
         if "loss" in logs and self._sums:
-            sums = self.accelerator.reduce(torch.stack(list(self._sums.values())), "sum")
-            found = dict(zip(self._sums, sums.tolist(), strict=True))
-            self._sums = {}
-            means = {name: found[name] / max(found[over], 1.0) for name, over in MEANS.items()}
+            means = self._sums.means(partial(self.accelerator.reduce, reduction="sum"))
             if self.reference is None:  # it is not zero: nobody has looked
                 del means["kl"]
             if not self.defence.needs_risk:
@@ -413,12 +393,8 @@ class RegularizedTrainer(ShardedTrainer):
         super().log(logs, *args, **options)
 
     def steps(self) -> list[dict[str, Any]]:
-        """What was logged of each step: `step`, and `LOGGED`; NaN for what was not looked at."""
-        return [
-            {"step": entry["step"], **{name: float(entry.get(name, "nan")) for name in LOGGED}}
-            for entry in self.state.log_history
-            if "nll" in entry
-        ]
+        """What was logged of each step; see `regularize.logged.of_steps`."""
+        return of_steps(self.state.log_history)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002
         """Not counted: walking through all modules at every step costs small models a tenth."""
@@ -445,37 +421,6 @@ class RegularizedTrainer(ShardedTrainer):
         if checkpoint is not None and (steps := Path(checkpoint, STEPS)).is_file():
             kept = load_file(steps)  # whose `device` knows no "cpu:0", as one of several has it
             self._acts.restore({name: t.to(self.args.device) for name, t in kept.items()})
-
-
-def _chat(
-    model: Any, tokenizer: PreTrainedTokenizerBase | None, args: TrainingArguments
-) -> ChatModel:
-    """The model with its tokenizer, loaded where they are only named."""
-    if isinstance(model, str):
-        chat = load(model, device_map=str(args.device))
-        return chat if tokenizer is None else replace(chat, tokenizer=tokenizer)
-    name = model.config.name_or_path
-    return ChatModel(name, None, model, tokenizer or AutoTokenizer.from_pretrained(name))
-
-
-def _place(model: nn.Module, device: torch.device) -> None:
-    """Move it there; what was loaded by a device map or quantised stays put."""
-    if not (getattr(model, "hf_device_map", None) or getattr(model, "hf_quantizer", None)):
-        model.to(device)
-
-
-def _adapted(model: PreTrainedModel, peft_config: Any, seed: int) -> nn.Module:
-    """The model with an adapter whose first weights follow from the run's seed."""
-    from peft import get_peft_model
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        try:
-            adapted = get_peft_model(model, peft_config)
-        except ValueError as error:  # target modules that the model does not have
-            raise InputError(f"the adapter does not fit the model: {error}") from error
-    lora.fuse(adapted)
-    return adapted
 
 
 def _examples(rows: Sequence[Example] | Sequence[Mapping[str, object]]) -> list[Example]:
