@@ -8,6 +8,7 @@ number of threads and of rows.
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
@@ -33,9 +34,24 @@ class ByOneDNN(TorchFunctionMode):
     ) -> Any:
         """See `torch.overrides.TorchFunctionMode`."""
         if func is linear and not kwargs and _fits(*args):
-            x, weight, *bias = args
-            return _pointwise(x, weight, *(bias or [None]), "none", [], "")
+            return _pointwise(*(*args, None)[:3], "none", [], "")
         return func(*args, **(kwargs or {}))
+
+
+def affine(
+    x: Float[Tensor, "*batch d_in"],
+    weight: Float[Tensor, "d_out d_in"],
+    bias: Float[Tensor, "d_out"] | None = None,
+) -> Float[Tensor, "*batch d_out"]:
+    """x W^T + b: `torch.nn.functional.linear`, by oneDNN where `ByOneDNN` says so."""
+    if _fits(x, weight, bias):
+        return _pointwise(x, weight, bias, "none", [], "")
+    return linear(x, weight, bias)
+
+
+def product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Tensor, "n m"]:
+    """a b, as `affine`; either may be a transposed view."""
+    return _pointwise(a, b.T, None, "none", [], "") if _fits(a, b.T) else a @ b
 
 
 def _operator() -> Any:

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
+
+from probes.onednn import affine, product
 
 
 class _Linear(torch.autograd.Function):
@@ -24,21 +25,22 @@ class _Linear(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, s: float
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        low = rows @ a.T
+        low = product(rows, a.T)
         ctx.save_for_backward(rows, weight, a, b, low)
         ctx.s, ctx.shape = s, x.shape
-        return linear(rows, weight, bias).addmm_(low, b.T, alpha=s).view(*x.shape[:-1], -1)
+        return affine(rows, weight, bias).addmm_(low, b.T, alpha=s).view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, a, b, low = ctx.saved_tensors
         given = given.reshape(-1, given.shape[-1])
-        back = (given @ b).mul_(ctx.s)
+        back = product(given, b).mul_(ctx.s)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (given @ weight).addmm_(back, a).view(ctx.shape)
-        return of_x, None, None, back.T @ rows, (given.T @ low).mul_(ctx.s), None
+            of_x = product(given, weight).addmm_(back, a).view(ctx.shape)
+        of_b = product(given.T, low).mul_(ctx.s)
+        return of_x, None, None, product(back.T, rows), of_b, None
 
 
 def adapted(

@@ -33,6 +33,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probes.onednn import product
 from regularize.defences import Direction
 
 CHUNK = {"cpu": 2**20, "cuda": 2**27}
@@ -297,7 +298,7 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in b's number format, accumulated and, where the device can, given in float32."""
     a = a.to(b.dtype)
     if b.dtype in (torch.float32, torch.float64):
-        return a @ b
+        return product(a, b)
     if b.is_cuda:
         return torch.mm(a, b, out_dtype=torch.float32)
     return (a @ b).float()

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from probes.attention import Plan, attending
 from probes.blocks import position_ids
 from probes.errors import InputError
+from probes.onednn import ByOneDNN
 from regularize import packed
 from regularize.losses import Head
 from regularize.sharding import whole
@@ -180,7 +181,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with ByOneDNN():
+            yield
     finally:
         for module in training:
             module.training = True

@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 
 from probes import onednn
 from probes.blocks import reading
-from probes.onednn import ByOneDNN
+from probes.onednn import ByOneDNN, affine, product
 
 needs_it = pytest.mark.skipif(onednn._pointwise is None, reason="no oneDNN or no AVX-512 here")
 Called = list[tuple[int, ...]]
@@ -65,6 +65,38 @@ def test_it_is_the_map_in_exact_arithmetic(
     weight[0, 0] += 0.01
     off = x.double() @ weight.double().T + (b.double() if b is not None else 0)
     assert not ((found - off).abs() <= 8 * torch.finfo(torch.float32).eps * bound).all()
+
+
+@needs_it
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("right", [False, True])
+def test_matrices_and_their_transposes_are_multiplied(
+    left: bool, right: bool, called: Called
+) -> None:
+    a = drawn(170, 130).T if left else drawn(130, 170)
+    b = drawn(150, 170).T if right else drawn(170, 150)
+    bound = 8 * torch.finfo(torch.float32).eps * (a.double().abs() @ b.double().abs())
+    with torch.no_grad():
+        found = product(a, b)
+    assert called == [(130, 170)]
+    assert ((found - a.double() @ b.double()).abs() <= bound).all()
+    # Positive control: of the other matrices the product is another one.
+    assert not ((found - a.flip(1).double() @ b.double()).abs() <= bound).all()
+    # With gradients it is torch's.
+    product(a.requires_grad_(), b).sum().backward()
+    assert len(called) == 1 and a.grad is not None
+
+
+@needs_it
+def test_a_map_by_name_is_the_map_of_the_layer(called: Called) -> None:
+    x, weight, bias = drawn(2, 90, 200), drawn(170, 200), drawn(170)
+    with torch.no_grad():
+        found = affine(x, weight, bias)
+        assert len(called) == 1
+        torch.testing.assert_close(found, linear(x, weight, bias), rtol=1e-4, atol=1e-4)
+        assert torch.equal(affine(x[:, :1], weight, bias), linear(x[:, :1], weight, bias))
+    assert len(called) == 1
+    assert affine(x, weight.requires_grad_(), bias).requires_grad
 
 
 @needs_it
