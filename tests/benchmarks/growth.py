@@ -32,6 +32,8 @@ MIB = 2**20
 SMALL = Shape(d_model=256, d_mlp=704, n_layers=4, heads=4, kv_heads=4, vocabulary=2_000)
 PROMPTS, LENGTH, BUDGET = 32, 64, 1024
 """Prompts, tokens of each, tokens of a batch: small, so that every size fills some batches."""
+ROWS, WIDTHS = 2048, (64, 128, 256, 512, 1024)
+"""Rows that are fitted, and how many numbers each has."""
 TOKENS, VOCABULARY, WIDTH = 512, 16_000, 256
 """Answer tokens, rows and columns of the head."""
 
@@ -84,7 +86,7 @@ def quantities() -> tuple[Quantity, ...]:
             count, 0,
         ),
         Quantity("fit", "prompts", (1024, 2048, 4096, 8192), lambda n: _fit(n=n), 1, 1),
-        Quantity("fit", "width", (64, 128, 256, 512, 1024), lambda n: _fit(width=n), 2, 1),
+        Quantity("fit", "width", WIDTHS, lambda n: _fit(width=n), 2, _fits_memory(WIDTHS)),
         Quantity("loss", "answer tokens", (256, 512, 1024, 2048), lambda n: _loss(n=n), 1, 1),
         Quantity(
             "loss", "vocabulary", (8_000, 16_000, 32_000, 64_000), lambda n: _loss(vocabulary=n),
@@ -185,10 +187,19 @@ def _capture(*, n: int = PROMPTS, length: int = LENGTH, **shape: int) -> Job:
     return Job(job, output, gpu.flops(model, prompts))
 
 
-def _fit(*, n: int = 2048, width: int = 256) -> Job:
+def _fit(*, n: int = ROWS, width: int = 256) -> Job:
     """All folds and all C at once, as the sweep fits them."""
     data = fit.Data(width, n)
     return Job(partial(data.ours, data.y[:, None], 1), 8 * n * fit.FOLDS * len(fit.CS))
+
+
+def _fits_memory(widths: tuple[int, ...]) -> float:
+    """Exponent of [row, width] and the Gram matrix, whose eigenvectors take it and twice more.
+
+    (The workspace of LAPACK's `syevd` is of 2 width^2 numbers.)
+    """
+    sizes = np.array(widths)
+    return exponent(sizes, ROWS * sizes + 3 * sizes**2).value
 
 
 def _loss(*, n: int = TOKENS, vocabulary: int = VOCABULARY) -> Job:
