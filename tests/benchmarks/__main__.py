@@ -1,7 +1,7 @@
 """Time and memory beside what one would use instead, and how they grow; a table and pictures.
 
 Run as:
-    python -m tests.benchmarks                     everything: long, so in parts perhaps
+    python -m tests.benchmarks                     everything: half an hour
     python -m tests.benchmarks step fit            some benches; the table keeps the other rows
     python -m tests.benchmarks --only "few-shot"   the rows whose case or baseline says so
     python -m tests.benchmarks --resume            what the table has no numbers for yet
