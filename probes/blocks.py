@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from probes.errors import InputError
 from probes.hooks import HookPoint
-from probes.onednn import ByOneDNN
+from probes.onednn import by_onednn
 
 
 class Tap(NamedTuple):
@@ -114,7 +114,7 @@ def reading(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode(), ByOneDNN():
+        with torch.inference_mode(), by_onednn(model):
             yield
     finally:
         for module in training:

@@ -5,37 +5,41 @@ takes for bfloat16 anyway, is there about twice as fast. Its sums have one order
 number of threads and of rows.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.overrides import TorchFunctionMode
 
 # Products of two numbers below which a call costs more than it saves.
 WORTH_IT = 2**21
 
 
-class ByOneDNN(TorchFunctionMode):
-    """While it is entered, x W^T + b of plain float32 tensors on the CPU is oneDNN's.
+@contextmanager
+def by_onednn(model: nn.Module) -> Iterator[None]:
+    """Meanwhile, a model's plain linear layers are `affine`; afterwards as before.
 
-    The same in exact arithmetic, rounded otherwise. Without gradients alone: the operator, which is
-    also what `torch.compile` makes of a linear layer, has none. Nothing is done where oneDNN is
-    switched off (`torch.backends.mkldnn.enabled = False`).
+    Hooks run as ever. Nothing is done to a layer whose `forward` somebody has replaced.
     """
+    found = [
+        one for one in model.modules() if type(one) is nn.Linear and "forward" not in vars(one)
+    ]
+    found = found if _pointwise is not None else []
+    try:
+        for layer in found:
+            layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
+        yield
+    finally:
+        for layer in found:
+            vars(layer).pop("forward", None)
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """See `torch.overrides.TorchFunctionMode`."""
-        if func is linear and not kwargs and _fits(*args):
-            return _pointwise(*(*args, None)[:3], "none", [], "")
-        return func(*args, **(kwargs or {}))
+
+def _forward(layer: nn.Linear, input: Tensor) -> Tensor:
+    return affine(input, layer.weight, layer.bias)
 
 
 def affine(
@@ -43,7 +47,13 @@ def affine(
     weight: Float[Tensor, "d_out d_in"],
     bias: Float[Tensor, "d_out"] | None = None,
 ) -> Float[Tensor, "*batch d_out"]:
-    """x W^T + b: `torch.nn.functional.linear`, by oneDNN where `ByOneDNN` says so."""
+    """x W^T + b: `torch.nn.functional.linear`, by oneDNN for plain float32 tensors on the CPU.
+
+    The same in exact arithmetic, rounded otherwise. Without gradients alone (and so within an
+    `autograd.Function` too): the operator, which is also what `torch.compile` makes of a linear
+    layer, has none. PyTorch's own where a product is small, or where oneDNN is switched off
+    (`torch.backends.mkldnn.enabled = False`).
+    """
     if _fits(x, weight, bias):
         return _pointwise(x, weight, bias, "none", [], "")
     return linear(x, weight, bias)
@@ -69,6 +79,7 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     return (
         _pointwise is not None
         and weight.ndim == 2
+        and x.shape[-1:] == weight.shape[1:]
         and x.numel() * len(weight) >= WORTH_IT
         and not torch.is_grad_enabled()
         and bool(torch.backends.mkldnn.enabled)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from probes.attention import Plan, attending
 from probes.blocks import position_ids
 from probes.errors import InputError
-from probes.onednn import ByOneDNN
+from probes.onednn import by_onednn
 from regularize import packed
 from regularize.losses import Head
 from regularize.sharding import whole
@@ -181,7 +181,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with ByOneDNN():
+        with by_onednn(model):
             yield
     finally:
         for module in training:

@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 
 from probes import onednn
 from probes.blocks import reading
-from probes.onednn import ByOneDNN, affine, product
+from probes.onednn import affine, by_onednn, product
 
 needs_it = pytest.mark.skipif(onednn._pointwise is None, reason="no oneDNN or no AVX-512 here")
 Called = list[tuple[int, ...]]
@@ -55,8 +55,8 @@ def test_it_is_the_map_in_exact_arithmetic(
     x, weight = drawn(*batch, rows, d_in), drawn(d_out, d_in)
     b = drawn(d_out) if bias else None
     exact = x.double() @ weight.double().T + (b.double() if b is not None else 0)
-    with torch.inference_mode(), ByOneDNN():
-        found = linear(x, weight, b)
+    with torch.inference_mode():
+        found = affine(x, weight, b)
     assert found.shape == exact.shape
     # |sum of n rounded products| is off by at most n eps sum |x w|; by far less in fact.
     bound = x.double().abs() @ weight.double().abs().T + 1
@@ -124,8 +124,8 @@ def test_a_layer_comes_to_it_and_rows_and_threads_change_no_bit(called: Called) 
     ids=lambda it: it if isinstance(it, str) else "",
 )
 def test_others_are_left_to_pytorch(why: str, x: Tensor, weight: Tensor, called: Called) -> None:
-    with torch.inference_mode(), ByOneDNN():
-        found = linear(x, weight)
+    with torch.inference_mode():
+        found = affine(x, weight)
     assert not called
     if why != "meta":
         torch.testing.assert_close(found, linear(x, weight), rtol=0, atol=0)
@@ -136,32 +136,53 @@ def test_gradients_and_what_it_is_not_switched_on_for_are_pytorchs(
     called: Called, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, x = nn.Linear(512, 256), drawn(300, 512)
-    with ByOneDNN():
+    with by_onednn(layer):
         layer(x).sum().backward()
     assert not called and layer.weight.grad is not None
     with torch.inference_mode():
         layer(x)
-    with monkeypatch.context() as off, torch.inference_mode(), ByOneDNN():
+    with monkeypatch.context() as off, torch.inference_mode(), by_onednn(layer):
         off.setattr(torch.backends.mkldnn, "enabled", False)
         layer(x)
     assert not called
-    with torch.inference_mode(), ByOneDNN():
+    with torch.inference_mode(), by_onednn(layer):
         layer(x)
     assert called
 
 
 @needs_it
+def test_a_model_is_afterwards_as_before_and_hooks_and_replacements_stay(called: Called) -> None:
+    model, x = nn.Sequential(nn.Linear(512, 256), nn.Linear(256, 256)), drawn(300, 512)
+    seen: list[int] = []
+    model[0].register_forward_hook(lambda *_: seen.append(1))
+    mine = model[1].forward
+    model[1].forward = lambda x: mine(x) + 1
+    with torch.inference_mode():
+        before = model(x)
+        with by_onednn(model), by_onednn(model):
+            during = model(x)
+    assert called == [(300, 512)] and len(seen) == 2
+    torch.testing.assert_close(during, before, rtol=1e-4, atol=1e-4)
+    assert "forward" not in vars(model[0]) and "forward" in vars(model[1])
+    with pytest.raises(ZeroDivisionError), by_onednn(model):
+        raise ZeroDivisionError
+    assert "forward" not in vars(model[0])
+
+
+@needs_it
 def test_wrong_shapes_get_an_error_of_torchs() -> None:
-    with torch.inference_mode(), ByOneDNN(), pytest.raises(RuntimeError):
-        linear(drawn(300, 511), drawn(256, 512))
+    layer = nn.Linear(512, 256)
+    with reading(layer), pytest.raises(RuntimeError, match="shape"):
+        layer(drawn(300, 511))
 
 
 def test_without_the_operator_all_is_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onednn, "_pointwise", None)
-    x, weight = drawn(300, 512), drawn(256, 512)
-    with torch.inference_mode(), ByOneDNN():
-        found = linear(x, weight)
-    assert torch.equal(found, linear(x, weight))
+    x, layer = drawn(300, 512), nn.Linear(512, 256)
+    with reading(layer):
+        assert "forward" not in vars(layer)
+        found = layer(x)
+    assert torch.equal(found, linear(x, layer.weight, layer.bias))
 
 
 def test_it_is_looked_for_where_the_processor_has_the_instructions(
