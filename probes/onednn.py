@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+# Rows come in multiples of this many; fewer than half of it are PyTorch's.
+STEP = 64
 # Products of two numbers below which a call costs more than it saves.
 WORTH_IT = 2**21
 
@@ -51,17 +53,28 @@ def affine(
 
     The same in exact arithmetic, rounded otherwise. Without gradients alone (and so within an
     `autograd.Function` too): the operator, which is also what `torch.compile` makes of a linear
-    layer, has none. PyTorch's own where a product is small, or where oneDNN is switched off
-    (`torch.backends.mkldnn.enabled = False`).
+    layer, has none. PyTorch's own where a product is small or has few rows, or where oneDNN is
+    switched off (`torch.backends.mkldnn.enabled = False`).
     """
-    if _fits(x, weight, bias):
-        return _pointwise(x, weight, bias, "none", [], "")
-    return linear(x, weight, bias)
+    return _filled_up(x, weight, bias) if _fits(x, weight, bias) else linear(x, weight, bias)
 
 
 def product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Tensor, "n m"]:
-    """a b, as `affine`; either may be a transposed view."""
-    return _pointwise(a, b.T, None, "none", [], "") if _fits(a, b.T) else a @ b
+    """a b, as `affine`, for a b that has one shape again and again; it may be a transposed view."""
+    return _filled_up(a, b.T, None) if _fits(a, b.T) else a @ b
+
+
+def _filled_up(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """By oneDNN, with rows of zeros up to one of few numbers of them.
+
+    For each number of rows it compiles code, half a megabyte for each layer's shape, and keeps it.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    n = len(rows)
+    if more := -n % STEP:
+        rows = torch.cat([rows, rows.new_zeros(more, rows.shape[1])])
+    found = _pointwise(rows, weight, bias, "none", [], "")
+    return found[:n].view(*x.shape[:-1], len(weight))
 
 
 def _operator() -> Any:
@@ -81,6 +94,7 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         and weight.ndim == 2
         and x.shape[-1:] == weight.shape[1:]
         and x.numel() * len(weight) >= WORTH_IT
+        and 2 * x.numel() >= STEP * x.shape[-1]
         and not torch.is_grad_enabled()
         and bool(torch.backends.mkldnn.enabled)
         and all(map(_plain, (x, weight) if bias is None else (x, weight, bias)))

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from probes.blocks import reading
+from regularize import lora
 from regularize.generation import BATCH_TOKENS, head_read_once
 from regularize.work import Shape
 
@@ -61,6 +63,7 @@ def _rate(shape: Shape, recipe: Recipe, device: torch.device, tokens: int, promp
     small, n = _small(shape, device)
     adapter = LoraConfig(r=recipe.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(small, adapter)
+    lora.fuse(model)
     most = MOST.get(device.type, MOST["cuda"])
 
     rows = _fitting(recipe.batch_size, most / (4 * n * tokens))
@@ -140,7 +143,7 @@ def _generation(model: Any, asked: torch.Tensor) -> Callable[[], object]:
     )
 
     def generate() -> object:
-        with torch.inference_mode(), head_read_once(model):
+        with reading(model), head_read_once(model):
             return model.generate(
                 input_ids=asked, attention_mask=torch.ones_like(asked), generation_config=config
             )

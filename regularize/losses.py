@@ -210,7 +210,7 @@ class _Regularized(torch.autograd.Function):
             if of_hidden is not None:
                 of_hidden[rows] = _matmul(of_logits, weight)
             if of_weight is not None:
-                of_weight += _matmul(of_logits.T, h)
+                of_weight += _matmul(of_logits.T, h, torch.mm)
             if of_bias is not None:
                 of_bias += of_logits.sum(0)
 
@@ -294,11 +294,11 @@ def _logits(hidden: Tensor, head: Head) -> Tensor:
     return z if head.bias is None else z.add_(head.bias)
 
 
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
+def _matmul(a: Tensor, b: Tensor, multiply: Callable[[Tensor, Tensor], Tensor] = product) -> Tensor:
     """a @ b in b's number format, accumulated and, where the device can, given in float32."""
     a = a.to(b.dtype)
     if b.dtype in (torch.float32, torch.float64):
-        return product(a, b)
+        return multiply(a, b)
     if b.is_cuda:
         return torch.mm(a, b, out_dtype=torch.float32)
     return (a @ b).float()
