@@ -53,8 +53,8 @@ def affine(
 
     The same in exact arithmetic, rounded otherwise. Without gradients alone (and so within an
     `autograd.Function` too): the operator, which is also what `torch.compile` makes of a linear
-    layer, has none. PyTorch's own where a product is small or has few rows, or where oneDNN is
-    switched off (`torch.backends.mkldnn.enabled = False`).
+    layer, has none. PyTorch's own where a product is small or has few rows, under autocast, and
+    where oneDNN is switched off (`torch.backends.mkldnn.enabled = False`).
     """
     return _filled_up(x, weight, bias) if _fits(x, weight, bias) else linear(x, weight, bias)
 
@@ -96,6 +96,7 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         and x.numel() * len(weight) >= WORTH_IT
         and 2 * x.numel() >= STEP * x.shape[-1]
         and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
         and bool(torch.backends.mkldnn.enabled)
         and all(map(_plain, (x, weight) if bias is None else (x, weight, bias)))
     )

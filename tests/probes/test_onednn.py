@@ -144,6 +144,8 @@ def test_gradients_and_what_it_is_not_switched_on_for_are_pytorchs(
     with monkeypatch.context() as off, torch.inference_mode(), by_onednn(layer):
         off.setattr(torch.backends.mkldnn, "enabled", False)
         layer(x)
+    with torch.inference_mode(), by_onednn(layer), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
     assert not called
     with torch.inference_mode(), by_onednn(layer):
         layer(x)
