@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -109,7 +110,8 @@ def _nnsight(built: Built, *, by_length: bool, stop: bool) -> Against:
     import nnsight
 
     padded = _padded(built, by_length=by_length)
-    wrapped = nnsight.NNsight(built.model)
+    # Of a copy: it takes over the modules that it wraps, which the others would feel.
+    wrapped = nnsight.NNsight(deepcopy(built.model))
     return Against(partial(elsewhere.trace, wrapped, padded, built.layers, stop=stop))
 
 
