@@ -11,9 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from probes import onednn
+from probes import capture, onednn
+from probes.backends import open_backend
 from probes.blocks import reading
+from probes.hooks import Site
 from probes.onednn import affine, by_onednn, product
+from probes.rendering import Rendered
+from probes.tail import gap
+from tests.conftest import make_model
 
 needs_it = pytest.mark.skipif(onednn._pointwise is None, reason="no oneDNN or no AVX-512 here")
 Called = list[tuple[int, ...]]
@@ -202,3 +207,25 @@ def test_prompts_of_all_lengths_are_compiled_for_few_of_them(called: Called) -> 
             assert layer(drawn(n, 512)).shape == (n, 256)
     assert len(called) == 1025 - 32
     assert len(set(called)) == 16
+
+
+@needs_it
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen2"])
+@pytest.mark.parametrize("worth_packing", [512, 10**9], ids=["packed", "padded"])
+def test_a_capture_comes_to_it_and_reads_what_transformers_does(
+    family: str, worth_packing: int, called: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "WORTH_PACKING", worth_packing)
+    model = make_model(family, d_model=128)
+    rows = [Rendered(tuple(range(3, 20 + 7 * i)), 16 + 7 * i, truncated=False) for i in range(12)]
+    found = capture.capture_rows(
+        open_backend(model), rows, [Site("resid_post", 0), Site("resid_post", 1)], pad_id=0
+    )
+    assert called
+    for row, one in zip(rows, found, strict=True):
+        with torch.inference_mode():
+            states = model(torch.tensor([row.ids]), output_hidden_states=True).hidden_states
+        for layer in range(2):
+            last, before = states[layer + 1][0, -1], states[layer + 1][0, -2]
+            assert gap(one[layer], last) <= 1e-5
+            assert gap(one[layer], before) > 1e-2  # positive control: another token's

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from probes import onednn
 from regularize import lora
 
 SHAPES = st.tuples(*[st.integers(1, 6)] * 4)
@@ -124,3 +125,26 @@ def test_hooks_on_its_parts_are_called(part, kind):
     for one, other in zip(outcome(model, x), with_hook, strict=True):
         torch.testing.assert_close(one, other)
     assert seen == [1]
+
+
+@pytest.mark.skipif(onednn._pointwise is None, reason="no oneDNN or no AVX-512 here")
+def test_wide_layers_are_multiplied_by_onednn_with_the_same_gradients(monkeypatch):
+    called, real = [], onednn._pointwise
+    shapes = (200, 300), (256, 300), (256,), (8, 300), (256, 8)
+    draws = torch.Generator().manual_seed(0)
+    x, weight, bias, a, b = (torch.randn(*shape, generator=draws) for shape in shapes)
+
+    def gradients(dtype: torch.dtype) -> list[torch.Tensor]:
+        x_, a_, b_ = (one.to(dtype).requires_grad_() for one in (x.view(2, 100, 300), a, b))
+        y = lora.adapted(x_, weight.to(dtype), bias.to(dtype), a_, b_, 0.5)
+        (y.square().sum() / 1000).backward()
+        return [y.detach(), x_.grad, a_.grad, b_.grad]
+
+    exact = gradients(torch.float64)
+    monkeypatch.setattr(
+        onednn, "_pointwise", lambda x, *rest: called.append(len(x)) or real(x, *rest)
+    )
+    for one, other in zip(gradients(torch.float32), exact, strict=True):
+        scale = float(other.abs().max())
+        assert ((one - other).abs() <= 1e-5 * scale).all()
+    assert called == [256, 256]  # forwards and backwards; what has r columns is small
