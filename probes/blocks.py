@@ -109,13 +109,20 @@ def position_ids(mask: Int[Tensor, "batch token"]) -> Int[Tensor, "batch token"]
 
 
 @contextmanager
-def reading(model: nn.Module) -> Iterator[None]:
-    """Without gradients and dropout; every module's training mode is as before afterwards."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout; every module's training mode is as before afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode(), by_onednn(model):
+        with by_onednn(model):
             yield
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def reading(model: nn.Module) -> Iterator[None]:
+    """As `evaluating`, and without gradients."""
+    with evaluating(model), torch.inference_mode():
+        yield

@@ -171,7 +171,8 @@ def _captured(
 
         def capture_padded(places: list[int]) -> None:
             batch = [longer[i] for i in places]
-            keep(batch, _read([rows[i] for i in batch], positions[batch], backend, sites, pad_id))
+            ids, mask = padded([rows[i] for i in batch], pad_id, "right")
+            keep(batch, backend.capture(ids, mask, positions[batch], sites))
 
         in_batches(
             [rows[i] for i in longer],
@@ -212,13 +213,3 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """An id to fill rows up with; padding is masked, so that a tokenizer may well have none."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(int(token) for token in known if token is not None)
-
-
-def _read(
-    rows: Sequence[Rendered],
-    positions: Int[Tensor, "batch"] | Int[Tensor, "batch position 2"],
-    backend: Backend,
-    sites: Sequence[Site],
-    pad_id: int,
-) -> Float[Tensor, "batch site *position d_model"]:
-    return backend.capture(*padded(rows, pad_id, "right"), positions, sites)

@@ -27,10 +27,8 @@ def by_onednn(model: nn.Module) -> Iterator[None]:
 
     Hooks run as ever. Nothing is done to a layer whose `forward` somebody has replaced.
     """
-    found = [
-        one for one in model.modules() if type(one) is nn.Linear and "forward" not in vars(one)
-    ]
-    found = found if _pointwise is not None else []
+    modules = () if _pointwise is None else model.modules()
+    found = [one for one in modules if type(one) is nn.Linear and "forward" not in vars(one)]
     try:
         for layer in found:
             layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]

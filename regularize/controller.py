@@ -29,13 +29,14 @@ from accelerate.utils import broadcast  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from analysis.beta_rows import BetaRow
+from probes.blocks import evaluating
 from probes.capture import pad_id
 from probes.errors import InputError
 from probes.models import ChatModel
 from regularize.data import Encoded, Example, encode
 from regularize.defences import Defence, Direction, Given, Steps
 from regularize.losses import Head, Hidden, regularized
-from regularize.model import adapter_off, base_of, evaluating, head_of
+from regularize.model import adapter_off, base_of, head_of
 from regularize.passes import answer_states
 
 if TYPE_CHECKING:

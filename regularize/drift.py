@@ -16,10 +16,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from analysis.results import DriftRow
 from probes import metrics
+from probes.blocks import evaluating
 from probes.errors import InputError
 from probes.prompts import PromptSet
 from regularize.measures import Arm
-from regularize.model import base_of, evaluating
+from regularize.model import base_of
 
 if TYPE_CHECKING:
     from torch import nn

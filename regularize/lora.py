@@ -39,6 +39,7 @@ class _Linear(torch.autograd.Function):
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = product(given, weight).addmm_(back, a).view(ctx.shape)
+        # Over rows, of which there are others each time: see `product`.
         return of_x, None, None, back.T @ rows, (given.T @ low).mul_(ctx.s), None
 
 

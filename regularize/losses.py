@@ -210,6 +210,7 @@ class _Regularized(torch.autograd.Function):
             if of_hidden is not None:
                 of_hidden[rows] = _matmul(of_logits, weight)
             if of_weight is not None:
+                # Over tokens, of which there are others each time: see `product`.
                 of_weight += _matmul(of_logits.T, h, torch.mm)
             if of_bias is not None:
                 of_bias += of_logits.sum(0)

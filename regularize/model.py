@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -14,9 +13,8 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from probes.attention import Plan, attending
-from probes.blocks import position_ids
+from probes.blocks import evaluating, position_ids
 from probes.errors import InputError
-from probes.onednn import by_onednn
 from regularize import packed
 from regularize.losses import Head
 from regularize.sharding import whole
@@ -173,16 +171,3 @@ def answers_of(labels: Int[Tensor, "batch token"]) -> Bool[Tensor, "batch place"
     from regularize.data import IGNORE
 
     return labels[:, 1:] != IGNORE
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout, and afterwards as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with by_onednn(model):
-            yield
-    finally:
-        for module in training:
-            module.training = True

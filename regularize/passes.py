@@ -11,10 +11,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from probes.blocks import evaluating
 from regularize.collate import collate
 from regularize.data import Encoded
 from regularize.losses import Head
-from regularize.model import adapter_off, answers_of, base_of, decode, evaluating, head_of
+from regularize.model import adapter_off, answers_of, base_of, decode, head_of
 
 OfReference = Callable[
     [Float[Tensor, "token d_model"], Head, Int[Tensor, "token"]], Float[Tensor, "token k"]

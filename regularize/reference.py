@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from probes.blocks import evaluating
 from probes.errors import InputError
 from probes.manifest import json_hash
 from probes.models import weights_fingerprint
@@ -38,7 +39,7 @@ from probes.shards import MANIFEST, make_folder, write_atomically
 from regularize.data import IGNORE, Encoded
 from regularize.defences import Defence
 from regularize.losses import Head, Hidden, Moments, moments
-from regularize.model import Capture, adapter_off, base_of, decode, evaluating, head_of
+from regularize.model import Capture, adapter_off, base_of, decode, head_of
 from regularize.passes import answer_states
 
 Kind = Literal["auto", "cached", "adapter-off", "copy"]

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from probes.blocks import evaluating
 from probes.capture import pad_id
 from probes.errors import InputError
 from regularize import sharding
@@ -45,7 +46,6 @@ from regularize.model import (
     answers_of,
     base_of,
     check_logits,
-    evaluating,
     head_of,
     refuse_prompt_learning,
 )

@@ -151,7 +151,8 @@ def input_norms(
     """
     import torch
 
-    from regularize.model import base_of, evaluating
+    from probes.blocks import evaluating
+    from regularize.model import base_of
     from regularize.passes import answer_states
 
     squares = [torch.zeros(one.in_features, device=one.weight.device) for one in maps]

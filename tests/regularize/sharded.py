@@ -21,6 +21,7 @@ from regularize.critics.column import ColumnCritic
 from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.defences.none import SFT
 from regularize.fine_tuning import fine_tune
+from regularize.logged import LOGGED
 from regularize.sharding import OPTIONS, whole_state
 from regularize.train import TrainConfig
 from tests.regularize.training import trained, trainer
@@ -39,7 +40,6 @@ CASES: dict[str, dict[str, Any]] = {
     "recomputed": {"args": {"gradient_checkpointing": True}},
 }
 """Each step is of four rows, over all processes."""
-LOGGED = ("loss", "nll", "kl", "risk", "beta", "grad_norm")
 
 
 def end_of(name: str, folder: Path, *, processes: int = 1) -> tuple[dict[str, Tensor], list[Any]]:

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from probes.blocks import evaluating
 from probes.errors import InputError
 from regularize import reference
 from regularize.collate import collate
 from regularize.data import IGNORE
 from regularize.losses import Hidden, Moments
-from regularize.model import answers_of, evaluating
+from regularize.model import answers_of
 from regularize.reference import AdapterOff, Batch, Cached, Copied, choose
 from tests.conftest import make_model
 from tests.regularize import reference_builder
