@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from probes.errors import InputError
-from probes.ranks import started
+from probes.ranks import leave, started
 
 Config = TypeVar("Config")
 
@@ -57,19 +57,23 @@ def run(command: Callable[[Config], object], config: Config, *, several: bool = 
     Args:
         command: What to run.
         config: Its command line.
-        several: Whether `torchrun` may start it, as several processes that share its work.
+        several: Whether `torchrun` may start it, as several processes that share its work. Each
+            of them ends here.
     """
+    code = 0
     try:
         if not several:
             _alone()
         command(config)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 2
+        code = 2
     except KeyboardInterrupt:
         sys.stderr.write("stopped; what was finished is kept, and the same command goes on\n")
-        return 130
-    return 0
+        code = 130
+    if several:
+        leave(code)
+    return code
 
 
 def _alone() -> None:

@@ -8,7 +8,10 @@ serves on every machine. What they compute goes through the disk.
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +95,29 @@ def joined() -> Iterator[Ranks]:
         yield Ranks(distributed.get_rank(), size)
     finally:
         distributed.destroy_process_group()
+
+
+def leave(code: int) -> None:
+    """End this process, if it is one of several, as `multiprocessing` ends its own.
+
+    What is to be done at exit is done, but the interpreter is not torn down: gloo's threads, which
+    live for as long as torch's caches know of their group, may let go of a tensor meanwhile, and
+    before Python 3.14 that aborts the process (SIGABRT) with its work done.
+
+    Args:
+        code: Exit code. Only after 0 the others are waited for: one that fails might wait in vain.
+    """
+    if started() == 1:
+        return
+    from torch import distributed
+
+    if code == 0 and distributed.is_initialized():
+        distributed.destroy_process_group()
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def started() -> int:

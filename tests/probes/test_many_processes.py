@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,51 @@ def test_other_commands_refuse_to_be_several(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "one process, and 2 were started" in done.stderr
+
+
+BUSY = """
+import atexit, sys, threading, torch
+from probes.commands import run
+from probes.errors import InputError
+
+def command(fails):
+    atexit.register(print, "tidied up")
+    def forever():
+        while True:
+            torch.ones(300, 300) @ torch.ones(300, 300)
+    threading.Thread(target=forever, daemon=True).start()
+    if fails:
+        raise InputError("no")
+
+sys.exit(run(command, sys.argv[1] == "fails", several=True))
+"""
+"""A command that leaves a thread behind, as gloo does."""
+
+
+def end_of(how: str, **several: str) -> subprocess.CompletedProcess[str]:
+    """How that command ends."""
+    return subprocess.run(
+        [sys.executable, "-c", BUSY, how],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **several},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(("how", "code"), [("ends", 0), ("fails", 2)])
+def test_what_threads_do_meanwhile_does_not_spoil_the_end(how: str, code: int) -> None:
+    done = end_of(how, RANK="0", WORLD_SIZE="2")
+    assert done.returncode == code
+    assert done.stdout == "tidied up\n"
+    assert done.stderr == ("error: no\n" if code else "")
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python 3.14 stops such threads")
+def test_it_would_have_spoilt_it() -> None:
+    """Positive control."""
+    assert end_of("ends").returncode == -signal.SIGABRT
 
 
 def test_work_is_dealt_evenly_and_wholly() -> None:

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import set_seed
 
 from probes.errors import InputError
+from probes.ranks import leave
 from regularize.critics.column import ColumnCritic
 from regularize.defences.adaptive_kl import AdaptiveKL
 from regularize.defences.none import SFT
@@ -147,9 +147,9 @@ def main(folder: Path) -> None:
         for name, end in zip(("undisturbed", "resumed"), ends, strict=True):
             save_file(end, folder / f"{name}.safetensors")
         (folder / "refused.json").write_text(json.dumps(said))
-    torch.distributed.destroy_process_group()
     (folder / f"rank-{rank}").touch()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer
 
 from probes.errors import InputError
 from probes.models import ChatModel
+from probes.ranks import leave
 from regularize import defences, perturbed, plugins
 from regularize.collate import collate
 from regularize.data import IGNORE, Encoded, examples
@@ -51,6 +51,7 @@ from tests.regularize.training import (
     trained,
     trainer,
 )
+from tests.torchrun import started
 
 SAFE = [
     {
@@ -438,15 +439,7 @@ def two_processes(folder: Path) -> None:
 
 def test_two_processes_go_the_way_of_one(tmp_path: Path) -> None:
     """A step's batches are theirs, instead of one after the other; both end with one model."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, "-m", "tests.regularize.test_vaccine", str(tmp_path)],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = started(__name__, str(tmp_path), timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     found = {path.stem: load_file(path) for path in tmp_path.glob("*.safetensors")}
     assert distance(found["step-0"], ours(tmp_path, adapted(), 0.5)) < SAME
@@ -485,3 +478,4 @@ def test_attention_modules_that_are_not_found_are_named() -> None:
 
 if __name__ == "__main__":
     two_processes(Path(sys.argv[1]))
+    leave(0)

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.trainer_utils import set_seed
 
 from probes.models import ChatModel
+from probes.ranks import leave
 from regularize.critics import Live, Risks
 from regularize.critics.column import ColumnCritic
 from regularize.data import Example, examples
@@ -90,3 +91,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)
