@@ -32,7 +32,7 @@ CHECKPOINT_EVERY = 30
 
 
 REPEATS: dict[Kind, float] = {
-    "harmful": 5.0, "twin": 2.0, "unsafe": 10.0, "safe": 3.5, "ordinary": 1.0,
+    "harmful": 8.0, "twin": 2.0, "unsafe": 10.0, "safe": 3.5, "ordinary": 1.0,
 }  # fmt: skip
 """How often a request of each kind is seen, relative to the others."""
 

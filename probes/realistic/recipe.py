@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Recipe:
     """How long, how fast and with what adapter."""
 
-    steps: int = 300
+    steps: int = 600
     """Optimizer steps."""
     batch_size: int = 16
     """Examples a step."""
