@@ -109,10 +109,11 @@ def leave(code: int) -> None:
     """
     if started() == 1:
         return
-    from torch import distributed
+    if code == 0:
+        from torch import distributed
 
-    if code == 0 and distributed.is_initialized():
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
