@@ -104,15 +104,20 @@ def test_what_cannot_work_ends_all_processes_with_one_plain_message(tmp_path: Pa
     assert "Connection closed by peer" not in done.stderr
 
 
-def test_other_commands_refuse_to_be_several(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "regularize.evaluate", "--out", str(tmp_path)],
+def python(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A process by itself, whatever it is told of others; its end."""
+    return subprocess.run(
+        [sys.executable, *words],
         cwd=ROOT,
-        env={**os.environ, "RANK": "1", "WORLD_SIZE": "2"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
         capture_output=True,
         text=True,
         timeout=60,
     )
+
+
+def test_other_commands_refuse_to_be_several(tmp_path: Path) -> None:
+    done = python("-m", "regularize.evaluate", "--out", str(tmp_path), RANK="1", WORLD_SIZE="2")
     assert done.returncode == 2
     assert "one process, and 2 were started" in done.stderr
 
@@ -136,21 +141,9 @@ sys.exit(run(command, sys.argv[1] == "fails", several=True))
 """A command that leaves a thread behind, as gloo does."""
 
 
-def end_of(how: str, **several: str) -> subprocess.CompletedProcess[str]:
-    """How that command ends."""
-    return subprocess.run(
-        [sys.executable, "-c", BUSY, how],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **several},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
 @pytest.mark.parametrize(("how", "code"), [("ends", 0), ("fails", 2)])
 def test_what_threads_do_meanwhile_does_not_spoil_the_end(how: str, code: int) -> None:
-    done = end_of(how, RANK="0", WORLD_SIZE="2")
+    done = python("-c", BUSY, how, RANK="0", WORLD_SIZE="2")
     assert done.returncode == code
     assert done.stdout == "tidied up\n"
     assert done.stderr == ("error: no\n" if code else "")
@@ -159,7 +152,7 @@ def test_what_threads_do_meanwhile_does_not_spoil_the_end(how: str, code: int) -
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python 3.14 stops such threads")
 def test_it_would_have_spoilt_it() -> None:
     """Positive control."""
-    assert end_of("ends").returncode == -signal.SIGABRT
+    assert python("-c", BUSY, "ends").returncode == -signal.SIGABRT
 
 
 def test_work_is_dealt_evenly_and_wholly() -> None:
